@@ -1,0 +1,118 @@
+"""`raftkv local up | status | down`: the click commands over local_cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from raftkv.cli import interrupts, local_cluster
+from raftkv.cli.command_table import parse_seconds
+from raftkv.cli.daemons import option
+from raftkv.cli.local_state import COORDINATORS, COORDINATORS_MAX, default_data_dir
+from raftkv.cli.printers import note, table
+
+UP_TIMEOUT_S = "60"
+
+
+class Seconds(click.ParamType[float]):
+    """A time such as 10, 0.5 or 500ms."""
+
+    name = "SECONDS"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse."""
+        try:
+            return value if isinstance(value, float) else parse_seconds(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_data_dir = option(
+    "--data-dir",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the cluster lives, and how it is found again.  [default: $XDG_DATA_HOME/raftkv/local]",
+)
+
+
+def _directory(given: Path | None) -> Path:
+    """The directory with one spelling: processes are recognised by it."""
+    return (given or default_data_dir()).expanduser().resolve()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def local() -> None:
+    """A whole cluster on this machine: controllers, some groups, coordinators; one process each."""
+    interrupts.raise_once()
+
+
+@local.command()
+@option("--groups", type=click.IntRange(1, 20), help="Groups that serve shards.  [default: 2]")
+@option("--replicas", type=click.IntRange(1, 9), help="Replicas of each group.  [default: 3]")
+@option("--shards", type=click.IntRange(1, 16384), help="Shards of a new cluster.  [default: 10]")
+@option(
+    "--coordinators",
+    type=click.IntRange(0, COORDINATORS_MAX),
+    help=f"Replicas of those that decide transactions over several groups.  [default: {COORDINATORS}]",
+)
+@_data_dir
+@option("--base-port", type=click.IntRange(1024, 65336), help="First of 200 ports.  [default: a free block]")
+@option(
+    "--timeout",
+    "timeout_s",
+    variable="RAFTKV_UP_TIMEOUT",  # RAFTKV_TIMEOUT is for single operations: too short for this
+    type=Seconds(),
+    default=UP_TIMEOUT_S,
+    help="How long it may take.",
+)
+def up(
+    groups: int | None,
+    replicas: int | None,
+    shards: int | None,
+    coordinators: int | None,
+    data_dir: Path | None,
+    base_port: int | None,
+    timeout_s: float,
+) -> None:
+    """Start a cluster, or what is dead of it, and return when it serves.
+
+    Prints the line to connect with. The processes go on until `down`.
+    """
+    directory = _directory(data_dir)
+    state = local_cluster.up(
+        directory,
+        groups=groups,
+        replicas=replicas,
+        shards=shards,
+        coordinators=coordinators,
+        base_port=base_port,
+        timeout_s=timeout_s,
+        say=note,
+    )
+    click.echo(f"raftkv-kv --controllers {','.join(state.controllers)}")
+
+
+@local.command()
+@_data_dir
+@option("-o", "--output", type=click.Choice(["plain", "json", "table"], case_sensitive=False), default="plain")
+def status(data_dir: Path | None, output: str) -> None:
+    """Show the cluster's processes."""
+    shown = local_cluster.status(_directory(data_dir))
+    if output == "json":
+        click.echo(json.dumps(shown))
+        return
+    columns = ("role", "gid", "id", "addr", "pid", "state")
+    rows = [
+        [str("-" if process[name] is None else process[name]) for name in columns] for process in shown["processes"]
+    ]
+    click.echo("\n".join(table([name.upper() for name in columns], rows)))
+
+
+@local.command()
+@_data_dir
+@click.option("--wipe", is_flag=True, help="Remove the data too.")  # never by a variable
+def down(data_dir: Path | None, wipe: bool) -> None:
+    """Stop the cluster: SIGTERM, and SIGKILL to what doesn't end."""
+    local_cluster.down(_directory(data_dir), wipe=wipe, say=note)

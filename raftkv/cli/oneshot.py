@@ -1,0 +1,67 @@
+"""One command, run to its end: `raftkv-kv get k`. Also the step that scripts and the REPL repeat.
+
+Starts fast: imports neither prompt_toolkit nor rich nor anything of the servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from raftkv.cli.command_table import Call
+from raftkv.cli.exit_codes import ExitCode, describe, exit_code_of
+from raftkv.cli.printers import OutputClosed, Printer, note
+from raftkv.cli.session import Session
+
+
+class LeaveShell(Exception):
+    """`exit`: no further command is to be read."""
+
+
+async def execute(session: Session, printer: Printer, call: Call) -> ExitCode:
+    """Run one call and show what it came to. Raises what the SDK raises, UsageError and LeaveShell."""
+    result = await call.command.run(session, call)
+    return await printer.show(result, call.options.get("output"))
+
+
+async def run_one(session: Session, printer: Printer, call: Call) -> ExitCode:
+    """Run one call of the command line; errors become their one line. Raises OutputClosed."""
+    program = session.settings.program
+    session.one_shot = True
+    try:
+        return await execute(session, printer, call)
+    except LeaveShell:
+        return ExitCode.DONE
+    except OutputClosed:
+        raise
+    except asyncio.CancelledError:
+        note(f"{program}: {interrupted(session, call)}")
+        raise
+    except Exception as error:
+        note(f"{program}: {complaint(session, call, error)}")
+        return exit_code_of(error)
+    finally:
+        await session.close()
+
+
+def complaint(session: Session, call: Call | None, error: Exception) -> str:
+    """The one line on a failed call."""
+    text = describe(error, controllers=session.settings.controllers)
+    if call is None or text.startswith(call.command.name):
+        return text
+    return f"{call}: {text}"
+
+
+def interrupted(session: Session, call: Call) -> str:
+    """The one line on a call that Ctrl-C ended: whether it may still apply."""
+    made, session.config_made = session.config_made, None
+    if call.command.writes and made is not None:
+        return (
+            f"{call}: interrupted; configuration {made} is made, and the shards go on moving: "
+            "`raftkv-ctl Status` shows how"
+        )
+    if call.command.writes and session.unsettled_at_interrupt:
+        if call.command.name == "Commit":
+            txid = session.unsettled_at_interrupt[0].split()[-1]
+            return f"{call}: interrupted; it was sent and may be committed, or may still be: `Txn status {txid}` tells"
+        return f"{call}: interrupted; it was sent and may have applied, or may still: read before you try again"
+    return f"{call}: interrupted; nothing was changed"

@@ -1,0 +1,1 @@
+"""The daemons: asyncio shells around the Raft core and the state machines."""

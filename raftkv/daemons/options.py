@@ -1,0 +1,99 @@
+"""What a daemon is told at its start; checked here, so that the rest can rely on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raftkv.machines.slots import SLOTS
+from raftkv.protocol.addresses import parse_address
+from raftkv.protocol.errors import BadRequest
+from raftkv.storage.wal import SEGMENT_BYTES
+
+SNAPSHOT_BYTES_DEFAULT = 16 * 1024 * 1024
+SNAPSHOT_ENTRIES_DEFAULT = 200_000
+CACHE_BYTES_DEFAULT = 128 * 1024 * 1024
+MOVE_BYTES_PER_S_DEFAULT = 64 * 1024 * 1024
+
+
+class BadOptions(ValueError):
+    """The options can't be right together; the text is one line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonOptions:
+    """Options of one replica.
+
+    `peers` maps every replica id of the group, this one's included, to its HOST:PORT. `snapshot_bytes`
+    and `snapshot_entries` bound the log kept since the last flush of the engine, so also what a
+    restart replays. `cache_bytes` is the engine's block cache, `wal_segment_bytes` the size of one file of the log.
+    `move_bytes_per_s` bounds what a group takes in of the shards that move to it.
+    """
+
+    role: str
+    replica: int
+    listen: str
+    peers: dict[int, str]
+    data_dir: str
+    gid: int = 0
+    advertise: str | None = None
+    controllers: tuple[str, ...] = ()
+    shards: int = 10
+    snapshot_entries: int = SNAPSHOT_ENTRIES_DEFAULT
+    snapshot_bytes: int = SNAPSHOT_BYTES_DEFAULT
+    reads: str = "readindex"
+    cache_bytes: int = CACHE_BYTES_DEFAULT
+    wal_segment_bytes: int = SEGMENT_BYTES
+    move_bytes_per_s: int = MOVE_BYTES_PER_S_DEFAULT
+    log_level: str = "info"
+    log_format: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.role not in ("controller", "shardkv", "coordinator"):
+            raise BadOptions(f"unknown role {self.role!r}")
+        if not self.data_dir:
+            raise BadOptions("--data-dir is empty; name a directory for this replica alone")
+        if self.replica < 0:
+            raise BadOptions(f"--id must not be negative, not {self.replica}")
+        if self.replica not in self.peers:
+            ids = ", ".join(str(peer) for peer in sorted(self.peers)) or "none"
+            raise BadOptions(f"--id {self.replica} is not among the --peers (they name {ids})")
+        if len(set(self.peers.values())) != len(self.peers):
+            raise BadOptions("two of the --peers have the same address")
+        for name, address in [("--listen", self.listen), *[("--peers", a) for a in self.peers.values()]]:
+            _check_address(address, name)
+        for address in self.controllers:
+            _check_address(address, "--controllers")
+        if self.advertise is not None:
+            _check_address(self.advertise, "--advertise")
+        if self.role != "controller":
+            if self.gid <= 0:
+                raise BadOptions(f"--gid must be at least 1, not {self.gid}")
+            if not self.controllers:
+                raise BadOptions(f"a {self.role} needs --controllers HOST:PORT,…")
+        if not 1 <= self.shards <= SLOTS:
+            raise BadOptions(f"--shards must be from 1 to {SLOTS}, not {self.shards}")
+        if self.snapshot_entries < 1 or self.snapshot_bytes < 1:
+            raise BadOptions("--snapshot-entries and --snapshot-bytes must be at least 1")
+        if self.move_bytes_per_s < 1:
+            raise BadOptions("--move-bytes-per-s must be at least 1")
+        if self.reads not in ("readindex", "lease"):
+            raise BadOptions(f"--reads must be readindex or lease, not {self.reads!r}")
+
+    @property
+    def address(self) -> str:
+        """Where clients are sent to reach this replica."""
+        return self.advertise or self.peers[self.replica]
+
+    @property
+    def name(self) -> str:
+        """How messages for people call this replica."""
+        if self.role == "shardkv":
+            return f"replica {self.replica} of group {self.gid}"
+        return f"{self.role} {self.replica}"
+
+
+def _check_address(address: str, option: str) -> None:
+    try:
+        parse_address(address)
+    except BadRequest as error:
+        raise BadOptions(f"{option}: {error}") from None

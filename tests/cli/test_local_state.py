@@ -1,0 +1,169 @@
+"""What `raftkv local` remembers, and how it recognises its processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raftkv.cli import local_cluster, local_state
+from raftkv.cli.exit_codes import LocalFailure, UsageError
+from raftkv.cli.local_state import LocalProcess, is_running, load, new_state, save
+
+
+def test_the_layout_of_ports_and_names() -> None:
+    state = new_state(2, 3, 10, 20_000)
+    assert state.controllers == ("127.0.0.1:20000", "127.0.0.1:20001", "127.0.0.1:20002")
+    assert state.coordinator_addresses == ("127.0.0.1:20010", "127.0.0.1:20011", "127.0.0.1:20012")
+    assert state.addresses_of(2) == ["127.0.0.1:20023", "127.0.0.1:20024", "127.0.0.1:20025"]
+    assert [process.name for process in state.processes][2:5] == ["controller-2", "group-1-0", "group-1-1"]
+    assert [process.name for process in state.processes][-1] == "coordinator-2"
+    most = new_state(20, 3, 10, 20_000, local_state.COORDINATORS_MAX)
+    ports = [int(process.addr.split(":")[1]) for process in most.processes]
+    assert len(set(ports)) == len(ports)
+    assert max(ports) < 20_000 + local_state.GROUP_PORTS_FROM + local_state.GROUP_PORTS <= 20_200
+
+
+def test_the_state_is_read_back(tmp_path: Path) -> None:
+    assert load(tmp_path) is None
+    assert load(tmp_path / "nowhere") is None
+    state = new_state(1, 1, 7, 20_000)
+    state.processes[0].pid = 42
+    save(tmp_path, state)
+    assert load(tmp_path) == state
+    assert [path.name for path in tmp_path.iterdir()] == ["cluster.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "processes": [{"x": 1}]}'])
+def test_a_file_that_is_no_state_is_one_clear_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cluster.json").write_text(text)
+    with pytest.raises(LocalFailure, match="is not a state file of `raftkv local`"):
+        local_cluster.load_state(tmp_path)
+
+
+def test_each_directory_has_a_block_of_ports_of_its_own() -> None:
+    blocks = {next(local_state.base_ports(Path(f"/data/{number}"))) for number in range(200)}
+    assert len(blocks) > 40
+    every = list(local_state.base_ports(Path("/data/x")))
+    assert len(set(every)) == len(every) == local_state.BASE_PORT_BLOCKS
+    assert all(20_000 <= base <= 32_768 - local_state.PORTS for base in every)
+
+
+def sleeper(*words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words])
+
+
+def test_only_a_process_that_names_its_directory_is_ours(tmp_path: Path) -> None:
+    process = LocalProcess("controller", None, 0, "127.0.0.1:1")
+    assert not is_running(tmp_path, process)
+    ours = sleeper("--data-dir", str(tmp_path / "controller-0"))
+    other = sleeper("--data-dir", str(tmp_path / "controller-00"))
+    try:
+        process.pid = other.pid
+        assert not is_running(tmp_path, process)
+        process.pid = os.getpid()
+        assert not is_running(tmp_path, process)
+        process.pid = ours.pid
+        assert is_running(tmp_path, process)
+        ours.kill()
+        os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)  # dead, but not collected yet
+        assert not is_running(tmp_path, process)
+    finally:
+        for child in (ours, other):
+            child.kill()
+            child.wait()
+    assert not is_running(tmp_path, process)
+
+
+def up(data_dir: Path, *, groups: int | None = None, base_port: int | None = None, timeout_s: float = 5) -> None:
+    local_cluster.up(
+        data_dir,
+        groups=groups,
+        replicas=None,
+        shards=None,
+        base_port=base_port,
+        timeout_s=timeout_s,
+        say=lambda line: None,
+    )
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        with pytest.raises(LocalFailure) as caught:
+            up(tmp_path, base_port=port)
+    assert str(caught.value) == (
+        f"the port of controller 0, 127.0.0.1:{port}, is in use by another program; "
+        "stop that, or choose other ports for a new cluster with --base-port"
+    )
+    assert load(tmp_path) is None
+
+
+def test_without_a_base_port_a_free_block_is_taken(tmp_path: Path) -> None:
+    first = next(local_state.base_ports(tmp_path))
+    with socket.socket() as stranger:
+        try:
+            stranger.bind(("127.0.0.1", first + 1))
+        except OSError:
+            pytest.skip("somebody else has that port just now")
+        stranger.listen()
+        state = local_cluster._new_cluster(tmp_path, 2, 3, 10, None)
+    assert state.base_port != first
+
+
+def test_an_existing_cluster_keeps_its_shape(tmp_path: Path) -> None:
+    save(tmp_path, new_state(2, 3, 10, 20_000))
+    with pytest.raises(UsageError, match="has --groups 2, not 3; leave the option out"):
+        up(tmp_path, groups=3)
+    with pytest.raises(UsageError, match="has --base-port 20000, not 30000"):
+        up(tmp_path, base_port=30_000)
+
+
+def test_too_many_replicas(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at most 60 replicas"):
+        up(tmp_path, groups=21)
+
+
+def test_two_at_once_on_one_directory(tmp_path: Path) -> None:
+    with local_cluster.locked(tmp_path, 0), pytest.raises(LocalFailure, match="another `raftkv local` is at work"):
+        up(tmp_path, timeout_s=0.1)
+
+
+def test_down_without_a_cluster_is_no_error_and_removes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    said: list[str] = []
+    local_cluster.down(tmp_path, wipe=True, say=said.append)
+    local_cluster.down(tmp_path / "nowhere", wipe=True, say=said.append)
+    assert said == [f"there is no cluster in {tmp_path}", f"there is no cluster in {tmp_path / 'nowhere'}"]
+    assert (tmp_path / "mine").exists()
+
+
+def test_a_wipe_leaves_what_it_did_not_make(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    save(tmp_path, new_state(1, 1, 10, 20_000))
+    (tmp_path / "group-1-0").mkdir()
+    (tmp_path / "logs").mkdir()
+    local_cluster.down(tmp_path, wipe=True, say=lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_status_without_a_cluster(tmp_path: Path) -> None:
+    with pytest.raises(LocalFailure, match=r"there is no cluster in .*; `raftkv local up` starts one"):
+        local_cluster.status(tmp_path)
+
+
+def test_clients_find_the_default_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAFTKV_DATA_DIR", str(tmp_path))
+    assert local_state.default_controllers() == ()
+    save(tmp_path, new_state(1, 1, 10, 20_000))
+    assert local_state.default_controllers()[0] == "127.0.0.1:20000"
+    monkeypatch.delenv("RAFTKV_DATA_DIR")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert local_state.default_data_dir() == tmp_path / "raftkv" / "local"
+    assert local_state.default_controllers() == ()
