@@ -41,6 +41,8 @@ class GroupInvariants:
         self._probes = probes
         self._cluster = ClusterChecker()
         self._checkers: dict[int, tuple[Replica, ReplicaChecker]] = {}
+        self._former: dict[int, Raft] = {}
+        """Who last ran on a disk that was taken away: its acknowledgements may still be under way."""
         self._hard_states: dict[int, tuple[int, int | None]] = {}
         self._promises: dict[int, Promise] = {}
         self._seen: dict[int, tuple[object, ...]] = {}
@@ -51,6 +53,8 @@ class GroupInvariants:
         """The replica gets another disk: what its disk had promised is not asked of this one."""
         self._promises.pop(replica, None)
         self._hard_states.pop(replica, None)
+        if replica in self._checkers:
+            self._former[replica] = self._checkers[replica][0].raft
 
     def check(self, process: DaemonProcess) -> None:
         """After a turn of one of the daemons. Raises InvariantViolation."""
@@ -128,13 +132,13 @@ class GroupInvariants:
 
     def _is_durable(self, replica: int, index: int, term: int) -> bool:
         """Whether the replica's disk holds the entry, or the effect of it; also while it is down."""
-        known = self._checkers.get(replica)
-        if known is None:
-            return False
-        raft = known[0].raft
-        if raft.start_index >= index:
-            return True
-        return raft.node.log.stable_index >= index and raft.term_at(index) == term
+        rafts = [self._checkers[replica][0].raft] if replica in self._checkers else []
+        if replica in self._former:
+            rafts.append(self._former[replica])
+        return any(
+            raft.start_index >= index or (raft.node.log.stable_index >= index and raft.term_at(index) == term)
+            for raft in rafts
+        )
 
     def _note_promise(self, replica: int, raft: Raft) -> None:
         if raft.node.after() == 0:

@@ -54,7 +54,14 @@ def test_each_directory_has_a_block_of_ports_of_its_own() -> None:
 
 
 def sleeper(*words: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words])
+    """A process that sleeps under this command line, which it has from the moment that it has run `exec`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", *words], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    return process
 
 
 def test_only_a_process_that_names_its_directory_is_ours(tmp_path: Path) -> None:

@@ -349,7 +349,7 @@ ABLATIONS: dict[str, Ablation] = {
     "session not in the batch with its value": Ablation(
         session_not_in_the_batch,
         scenario("lost answers", {**CRASHES, "reset": 10, "clog": 3}),
-        ("ReplicasEqual", *NOT_LINEARIZABLE),
+        ("ReplicasEqual", "RevisionNeverFalls", *NOT_LINEARIZABLE),
     ),
     "duplicate applied": Ablation(
         duplicate_applied, scenario("lost answers", {"reset": 10, "clog": 3, "kill_leader": 3}), NOT_LINEARIZABLE

@@ -176,6 +176,14 @@ def wait_caught_up(process: Process, index: int, timeout_s: float = 30) -> None:
     raise AssertionError(f"{process.name} did not catch up to {index}: {process.status()}")
 
 
+def wait_acknowledged(leader: Process, replica: int, index: int, timeout_s: float = 30) -> None:
+    """Until the leader has heard that the replica's disk holds `index`; a replica may apply before its own fsync."""
+    deadline_s = time.monotonic() + timeout_s
+    while (match := leader.status()["peers"][str(replica)]["match"]) < index:
+        assert time.monotonic() < deadline_s, f"replica {replica} acknowledged {match} of {index}"
+        time.sleep(0.05)
+
+
 def test_a_wiped_directory_is_not_taken_back(folder: Path) -> None:
     with running(Cluster(folder, groups=1)) as cluster, cluster.client() as client:
         client.put(b"k", b"v")
@@ -203,7 +211,7 @@ def test_an_old_directory_brought_back_is_refused(folder: Path) -> None:
         victim.start()
         for number in range(50):
             client.put(b"k%d" % number, b"v")
-        wait_caught_up(victim, leader.status()["last_index"])
+        wait_acknowledged(leader, int(victim.name.rpartition("-")[2]), leader.status()["last_index"])
         victim.kill()
         shutil.rmtree(victim.data_dir)
         shutil.copytree(folder / "old", victim.data_dir)
