@@ -11,15 +11,19 @@ import asyncio
 import errno
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from raftkv.client.controllers import Controllers
+from raftkv.daemons.group_calls import GroupCalls, named_client
+from raftkv.machines.kv import KvMachine
 from raftkv.machines.machine import decode_commands
 from raftkv.machines.moves import IMPORT_INSTALL
 from raftkv.machines.shard_map import ShardMap
 from raftkv.protocol.errors import LastGroup, RaftKVError
-from raftkv.protocol.messages import Hello, encode_hello, encode_request
+from raftkv.protocol.messages import Hello, Verb, encode_hello, encode_request
+from raftkv.protocol.migration import ShardBody, ShardOp, encode_shard_body
 from raftkv.raft.entry import EntryKind
 from raftkv.sim.disk import Directory, MediaFile
 from raftkv.sim.network import cut_between
@@ -44,6 +48,8 @@ STOPPING_POLL_S = 0.5
 HANDOVER_LOOK_S = 0.001
 HANDOVER_SLOW_S = (0.02, 0.2)
 HANDOVER_LASTS_S = (1.2, 2.0)
+LATE_RELEASE_LOOK_S = 0.005
+LATE_RELEASE_S = (0.2, 5.0)
 
 INSTANTS = ("reset", "graceful_stop", "kill_client", "forged_map", "transfer", "hostile_bytes", "join", "leave", "move")
 """Faults that don't last."""
@@ -107,7 +113,7 @@ class Nemesis:
         return True
 
     def _duration_s(self, name: str) -> float:
-        if name in ("old_disk", "late_answers", "kill_at_handover"):
+        if name in ("old_disk", "late_answers", "kill_at_handover", "late_release"):
             return 7.0 + 4 * self.rng.random()
         if name in INSTANTS:
             return 0.0
@@ -1000,6 +1006,53 @@ def kill_at_handover(nemesis: Nemesis) -> Undo | None:
 
     look()
     return undo
+
+
+@fault
+def late_release(nemesis: Nemesis) -> Undo | None:
+    """For a while every release that one group asks of another is heard a second time, seconds later, as from a
+    connection that hung: the shard may be back by then."""
+    cluster, rng = nemesis.cluster, random.Random(nemesis.rng.getrandbits(64))
+    seen: set[tuple[int, int, int]] = set()
+    over = False
+    nemesis.say("releases of shards are heard twice")
+
+    def look() -> None:
+        if over:
+            return
+        for group in cluster.groups[1:]:
+            leader = group.leader()
+            daemon = leader.daemon if leader is not None else None
+            if daemon is None or daemon.replica is None or daemon._store is None:
+                continue
+            machine = daemon.replica.machine
+            assert isinstance(machine, KvMachine)
+            hello = named_client(daemon.options, daemon._store)()
+            for shard, config_num, source in machine.releases():
+                if (shard, config_num, group.gid) not in seen:
+                    seen.add((shard, config_num, group.gid))
+                    body = ShardBody(ShardOp.RELEASE, shard, group.gid, config_num)
+                    nemesis.later(draw(rng, LATE_RELEASE_S), partial(_ask_again, cluster, hello, source, body))
+        cluster.world.scheduler.after(LATE_RELEASE_LOOK_S, look)
+
+    def undo() -> None:
+        nonlocal over
+        over = True
+
+    look()
+    return undo
+
+
+def _ask_again(cluster: Cluster, hello: Hello, gid: int, body: ShardBody) -> None:
+    group = next(group for group in cluster.groups if group.gid == gid)
+
+    async def main() -> None:
+        calls = GroupCalls(lambda: hello)
+        with suppress(RaftKVError):
+            await calls.ask(gid, list(group.addresses.values()), Verb.SHARD, encode_shard_body(body))
+        calls.close()
+
+    cluster.stranger(main)
 
 
 def _about_to_install(process: DaemonProcess) -> bool:

@@ -340,7 +340,7 @@ SLOW = moving(
     workload={"clients": 8, "follower_reads": 0.0},
     nemesis={"every_s": [0.2, 0.4], "at_once": 8},
 )
-LATE = moving("moves and late messages", {"pause": 8, "clog": 6, "half_open": 4, "reset": 8, "kill_leader": 4})
+LATE = moving("moves and late releases", {"late_release": 6})
 
 MOVE_ABLATIONS: dict[str, Ablation] = {
     "sessions not moved": Ablation(
