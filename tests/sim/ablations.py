@@ -335,7 +335,14 @@ ABLATIONS: dict[str, Ablation] = {
         NOT_LINEARIZABLE,
     ),
     "read without a quorum": Ablation(
-        read_without_quorum, scenario("slow clocks", CUTS | {"clock_drift": 20}), NOT_LINEARIZABLE
+        read_without_quorum,
+        scenario(
+            "late acks and few keys",
+            {"late_answers": 10},
+            workload={"clients": 8, "think_s": 0.03, "follower_reads": 0.0, "keys": 6},
+            nemesis={"at_once": 1},
+        ),
+        NOT_LINEARIZABLE,
     ),
     "wiped disk accepted as voter": Ablation(
         wiped_disk_accepted,
