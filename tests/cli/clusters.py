@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,19 @@ def clean_environment(**more: str) -> dict[str, str]:
     """The environment without settings of raftkv from outside."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAFTKV_")}
     return {**kept, **more}
+
+
+def cpu_s(act: Callable[[], object]) -> float:
+    """What the processes that `act` starts and waits for use of the processor."""
+    before = os.times()
+    act()
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def start_python() -> None:
+    """The yardstick of start-up costs."""
+    subprocess.run([sys.executable, "-c", "import asyncio"], check=True)
 
 
 @dataclass

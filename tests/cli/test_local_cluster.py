@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from raftkv.cli.local_state import command_line, new_state, save
-from tests.cli.clusters import BIN, LocalCluster, clean_environment, run
+from tests.cli.clusters import BIN, LocalCluster, clean_environment, cpu_s, run, start_python
 from tests.cli.terminal import Terminal
 
 RAFTKV_KV = [str(BIN / "raftkv-kv")]
@@ -192,17 +192,12 @@ def test_what_the_controllers_refuse(
     assert cluster.ctl("query").out.startswith(b"Config #1: ")
 
 
-def cpu_seconds(cluster: LocalCluster, *arguments: str) -> float:
-    before = os.times()
-    assert cluster.kv(*arguments).code == 0
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
-
-
-def test_a_one_shot_get_takes_at_most_250_ms_of_cpu(cluster: LocalCluster) -> None:
+def test_a_one_shot_get_is_cheap(cluster: LocalCluster) -> None:
+    """250 ms of CPU where Python with asyncio needs 65: the yardstick is measured beside it, turn by turn."""
     cluster.kv("put", "quick", "v")
-    costs = [cpu_seconds(cluster, "get", "quick") for _ in range(5)]
-    assert min(costs) <= 0.25, costs
+    costs = [(cpu_s(lambda: cluster.kv("get", "quick")), cpu_s(start_python)) for _ in range(5)]
+    get_s, python_s = (min(column) for column in zip(*costs, strict=True))
+    assert get_s <= 4 * python_s, costs
 
 
 def test_a_missing_controller_is_no_trouble(cluster: LocalCluster) -> None:
@@ -304,6 +299,7 @@ def test_ctrl_c_ends_a_script_with_130_and_says_whether_the_write_was_sent(clust
             cluster.kill(stopped, signal.SIGCONT)
 
 
+@pytest.mark.long
 def test_a_dead_group_is_unavailable_and_unhealthy_until_up_starts_it_again(cluster: LocalCluster) -> None:
     assert cluster.ctl("status").code == 0
     script = b"".join(b"put dead%d v\n" % n for n in range(20))
@@ -342,6 +338,7 @@ def test_a_dead_coordinator_is_unhealthy(cluster: LocalCluster) -> None:
     assert cluster.ctl("status").code == 0
 
 
+@pytest.mark.long
 def test_kill_9_of_everything_then_up_again(cluster: LocalCluster, tmp_path: Path) -> None:
     script = b"".join(b"put all%d v%d\n" % (n, n) for n in range(50))
     assert cluster.kv("--pipeline", "16", stdin=script).code == 0

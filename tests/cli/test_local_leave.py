@@ -26,6 +26,7 @@ def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
         found.down("--wipe")
 
 
+@pytest.mark.long
 def test_up_does_not_undo_a_leave(cluster: LocalCluster) -> None:
     assert cluster.ctl("leave", "2").code == 0
     cluster.kill(cluster.processes(gid=1)[0])

@@ -32,6 +32,7 @@ def free_base_port(data_dir: Path) -> str:
     return str(local_cluster._new_cluster(data_dir, 1, 1, 10, None).base_port)
 
 
+@pytest.mark.long
 def test_two_at_once_on_the_same_ports_have_one_winner(tmp_path: Path) -> None:
     directories = [tmp_path / "a", tmp_path / "b"]
     base_port = free_base_port(tmp_path)
@@ -88,6 +89,7 @@ def test_a_full_standard_output_is_named() -> None:
     assert (done.returncode, done.stderr) == (1, b"raftkv: standard output: No space left on device\n")
 
 
+@pytest.mark.long
 def test_a_wiped_replica_always_makes_it_1(tmp_path: Path) -> None:
     cluster = LocalCluster(tmp_path, SMALL)
     try:

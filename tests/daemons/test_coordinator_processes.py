@@ -90,6 +90,7 @@ def test_a_commit_over_two_groups(cluster: LocalCluster) -> None:
     assert cluster.kv("get", two).out == b"v\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("step", "state"),
     [("coordinator got all votes", State.ABORTED), ("coordinator logged decision", State.COMMITTED)],

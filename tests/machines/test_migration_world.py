@@ -17,7 +17,7 @@ BOUNDS = [(1_000, 4_000, 1_000_000), (1, 2, 1_000_000), (3, 5, 5), (1, 2, 5)]
 @pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize("expiries", [False, True])
 def test_worlds(monkeypatch: pytest.MonkeyPatch, bounds: tuple[int, int, int], expiries: bool) -> None:
-    run_some(monkeypatch, bounds, expiries, range(60))
+    run_some(monkeypatch, bounds, expiries, range(25))
 
 
 @pytest.mark.long

@@ -68,10 +68,10 @@ def test_a_violated_seed_says_how_to_replay_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     duplicate_applied(monkeypatch)
-    assert main(["--seeds", "1..4", "--scenario", "network", "--virtual-seconds", "30"]) == 1
+    assert main(["--seeds", "1..4", "--scenario", "network", "--virtual-seconds", "10"]) == 1
     out = capsys.readouterr().out
     assert "replay: raftkv sim --seed " in out
-    assert "--scenario network --virtual-seconds 30" in out
+    assert "--scenario network --virtual-seconds 10" in out
     assert "all heals" in out
 
 

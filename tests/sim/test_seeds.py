@@ -10,7 +10,7 @@ from raftkv.sim.main import explanation
 from raftkv.sim.run import Report, run_seed
 from raftkv.sim.scenario import load, names
 
-QUICK_SEEDS = {"mix": 2, "crashes": 1, "network": 1, "disks": 1, "resharding": 2}
+QUICK_SEEDS = {"mix": 1, "crashes": 1, "network": 1, "disks": 1, "resharding": 1}
 LONG_SEEDS = {"mix": 30, "overload": 2, "resharding": 30}
 LONG_SEEDS_OTHERWISE = 6
 

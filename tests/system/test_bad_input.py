@@ -227,6 +227,7 @@ def test_an_address_in_use(folder: Path) -> None:
     assert address in line and "in use" in line
 
 
+@pytest.mark.long
 def test_a_directory_in_use_or_of_another(folder: Path) -> None:
     with running(Cluster(folder, groups=1)) as cluster:
         first, second, third = cluster.groups[1]
@@ -305,6 +306,7 @@ def test_a_corrupt_engine_is_refused(stopped: Cluster) -> None:
     victim.kill()
 
 
+@pytest.mark.long
 def test_no_controller_is_said_and_the_rest_goes_on(folder: Path) -> None:
     cluster = Cluster(folder, groups=1)
     try:
@@ -339,6 +341,7 @@ def test_no_controller_is_said_and_the_rest_goes_on(folder: Path) -> None:
         cluster.stop()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_ends_the_replica_and_loses_nothing(folder: Path) -> None:
     small = folder / "small"

@@ -100,6 +100,7 @@ def storm(cluster: Cluster, seconds: float, seed: int, *, clients: int = 6) -> i
     return check_appends(cluster, appenders)
 
 
+@pytest.mark.long
 def test_kill_9_of_one_replica_in_every_group_and_of_everything(folder: Path) -> None:
     with running(Cluster(folder, groups=2)) as cluster:
         appenders = [Appender(cluster, number) for number in range(4)]
@@ -120,6 +121,7 @@ def test_kill_9_of_one_replica_in_every_group_and_of_everything(folder: Path) ->
         check_appends(cluster, appenders)
 
 
+@pytest.mark.long
 def test_a_short_storm(folder: Path) -> None:
     with running(Cluster(folder, groups=2, options=["--snapshot-entries", "200"])) as cluster:
         assert storm(cluster, 12, seed=1) > 100
@@ -134,6 +136,7 @@ def test_a_long_storm(folder: Path, seed: int) -> None:
         assert storm(cluster, 90, seed=seed) > 500
 
 
+@pytest.mark.long
 def test_a_follower_catches_up_by_snapshot_while_writes_go_on(folder: Path) -> None:
     options = ["--snapshot-bytes", "20000"]
     with running(Cluster(folder, groups=1, options=options)) as cluster:
@@ -201,6 +204,7 @@ def test_a_wiped_directory_is_not_taken_back(folder: Path) -> None:
             hasty.put(b"k", b"x")
 
 
+@pytest.mark.long
 def test_an_old_directory_brought_back_is_refused(folder: Path) -> None:
     with running(Cluster(folder, groups=1)) as cluster, cluster.client() as client:
         client.put(b"k", b"v")
@@ -221,6 +225,7 @@ def test_an_old_directory_brought_back_is_refused(folder: Path) -> None:
         assert "must be replaced" in victim.log().strip().splitlines()[-1]
 
 
+@pytest.mark.long
 def test_a_paused_leader_serves_no_stale_read(folder: Path) -> None:
     with running(Cluster(folder, groups=1)) as cluster, cluster.client() as client:
         client.put(b"k", b"old")

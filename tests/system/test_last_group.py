@@ -35,6 +35,7 @@ def test_the_last_group_leaves_when_it_is_empty(folder: Path) -> None:
         assert found is not None and found.value == b"again"
 
 
+@pytest.mark.long
 def test_a_last_group_that_does_not_answer_stays(folder: Path) -> None:
     with running(Cluster(folder, groups=1)) as cluster, cluster.admin() as admin:
         for process in cluster.groups[1]:
@@ -60,6 +61,7 @@ def test_a_last_group_that_has_nothing_is_not_forced_out_over_one_that_has(folde
         assert found is not None and found.value == b"value"
 
 
+@pytest.mark.long
 def test_a_leader_that_the_map_does_not_name_is_asked(folder: Path) -> None:
     with (
         running(Cluster(folder, groups=2), join=False) as cluster,
