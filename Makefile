@@ -12,7 +12,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 3
 MINUTES ?= 30
 
 .PHONY: run stop test test-all soak check help
