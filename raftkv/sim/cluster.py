@@ -14,6 +14,7 @@ from typing import Any
 from raftkv.client.controllers import Controllers
 from raftkv.daemons.options import DaemonOptions
 from raftkv.machines.controller import ShardMapMachine
+from raftkv.machines.coordinator import CoordinatorMachine
 from raftkv.machines.kv import KvMachine
 from raftkv.machines.shard_states import ShardState
 from raftkv.protocol.errors import GroupExists, RaftKVError
@@ -24,7 +25,10 @@ from raftkv.sim.probes import Probes
 from raftkv.sim.process import ClientProcess, DaemonProcess, Process, World
 from raftkv.sim.scenario import Scenario, draw
 from raftkv.sim.scheduler import Scheduler
+from raftkv.sim.txn_invariants import decisions_differ, locks_left
+from raftkv.sim.txn_workload import TxnRecorder
 from raftkv.sim.workload import Recorder, Workload
+from raftkv.storage.engine import StorageEngine
 
 PORT = 7000
 COORDINATORS_GID = 1
@@ -160,7 +164,10 @@ class Cluster:
             self._invariants[group] = GroupInvariants(group.name, by_number, probes)
         self.daemons = [process for group in self.groups for process in group.processes]
         self.recorder = Recorder(self.world, probes)
-        self.workload = Workload(self.world, scenario.workload, self.controllers, self.recorder, self.failed)
+        self.transactions = TxnRecorder(self.recorder, scenario.transactions, self.violate)
+        self.workload = Workload(
+            self.world, scenario.workload, self.controllers, self.recorder, self.transactions, self.failed
+        )
         self.admin = ClientProcess(self.world, "admin", self.failed)
         self._strangers: list[ClientProcess] = []
         self.joined = False
@@ -287,7 +294,31 @@ class Cluster:
             owned = machine.config(-1).shards_of(group.gid)
             if shards.shard_states() != [(shard, ShardState.SERVING) for shard in owned] or shards.releases():
                 return f"{group.name} owns {owned}, has {shards.shard_states()}, owes {shards.releases()}"
-        return None
+        return self.locks_left()
+
+    def locks_left(self) -> str | None:
+        """What some transaction still holds or waits for."""
+        machines = [shards_of(group.processes[0]) for group in self.serving_groups]
+        return locks_left(machines, self._coordinator())
+
+    def decisions_differ(self) -> str | None:
+        """A transaction that ended in two ways, or in another one than its client was told."""
+        rows = []
+        for group in self.serving_groups:
+            process = group.processes[0]
+            assert process.daemon is not None and process.daemon._store is not None
+            rows.append((shards_of(process), process.daemon._store.engine))
+        coordinator = self._coordinator()
+        return decisions_differ(rows, coordinator, self.transactions.told)
+
+    def _coordinator(self) -> tuple[CoordinatorMachine, StorageEngine] | None:
+        if self.coordinators is None:
+            return None
+        daemon = self.coordinators.processes[0].daemon
+        assert daemon is not None and daemon._store is not None
+        machine = daemon._role.machine
+        assert isinstance(machine, CoordinatorMachine)
+        return machine, daemon._store.engine
 
     def left_behind(self) -> str | None:
         """Rows of shards that aren't anywhere, once everything has settled."""

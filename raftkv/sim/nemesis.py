@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raftkv.client.controllers import Controllers
+from raftkv.daemons import failpoints
 from raftkv.daemons.group_calls import GroupCalls, named_client
 from raftkv.machines.kv import KvMachine
 from raftkv.machines.machine import decode_commands
@@ -26,6 +27,7 @@ from raftkv.protocol.messages import Hello, Verb, encode_hello, encode_request
 from raftkv.protocol.migration import ShardBody, ShardOp, encode_shard_body
 from raftkv.raft.entry import EntryKind
 from raftkv.sim.disk import Directory, MediaFile
+from raftkv.sim.loop import ProcessEnded
 from raftkv.sim.network import cut_between
 from raftkv.sim.process import DaemonProcess
 from raftkv.sim.scenario import NemesisPlan, Scenario, ScenarioError, draw
@@ -50,6 +52,7 @@ HANDOVER_SLOW_S = (0.02, 0.2)
 HANDOVER_LASTS_S = (1.2, 2.0)
 LATE_RELEASE_LOOK_S = 0.005
 LATE_RELEASE_S = (0.2, 5.0)
+STEP_STALL_S = (0.1, 8.0)
 
 INSTANTS = ("reset", "graceful_stop", "kill_client", "forged_map", "transfer", "hostile_bytes", "join", "leave", "move")
 """Faults that don't last."""
@@ -113,7 +116,7 @@ class Nemesis:
         return True
 
     def _duration_s(self, name: str) -> float:
-        if name in ("old_disk", "late_answers", "kill_at_handover", "late_release"):
+        if name in ("old_disk", "late_answers", "kill_at_handover", "late_release", "crash_at_step", "stall_at_step"):
             return 7.0 + 4 * self.rng.random()
         if name in INSTANTS:
             return 0.0
@@ -970,7 +973,7 @@ def kill_at_handover(nemesis: Nemesis) -> Undo | None:
     def look() -> None:
         if over:
             return
-        for group in cluster.groups[1:]:
+        for group in cluster.serving_groups:
             leader = group.leader()
             others = [process for process in group.processes if process is not leader]
             if leader is not None and any(map(_about_to_install, others)):
@@ -1020,7 +1023,7 @@ def late_release(nemesis: Nemesis) -> Undo | None:
     def look() -> None:
         if over:
             return
-        for group in cluster.groups[1:]:
+        for group in cluster.serving_groups:
             leader = group.leader()
             daemon = leader.daemon if leader is not None else None
             if daemon is None or daemon.replica is None or daemon._store is None:
@@ -1053,6 +1056,77 @@ def _ask_again(cluster: Cluster, hello: Hello, gid: int, body: ShardBody) -> Non
         calls.close()
 
     cluster.stranger(main)
+
+
+@fault
+def crash_at_step(nemesis: Nemesis) -> Undo | None:
+    """The next process of a group or of the coordinators that comes by a certain step of a transaction dies there."""
+    names = _steps_of(nemesis)
+    if names is None:
+        return None
+    group, name = names
+    rng = random.Random(nemesis.rng.getrandbits(64))
+    nemesis.say(f"whoever of {group.name} comes by {name!r} dies there")
+    came = False
+
+    def die(process: DaemonProcess) -> float:
+        nonlocal came
+        if came:
+            return 0.0
+        came = True
+        nemesis.say(f"{process.host} dies: {name}")
+        nemesis.cluster.probes.hit(f"died: {name}")
+        nemesis.later(draw(rng, RESTART_S), partial(nemesis.start_process, process))
+        if rng.random() < 0.3:
+            process.lose_power()
+        else:
+            process.kill()
+        raise ProcessEnded
+
+    return _arm(group, name, die)
+
+
+@fault
+def stall_at_step(nemesis: Nemesis) -> Undo | None:
+    """Those of a group or of the coordinators that come by a certain step of a transaction stop there for a while."""
+    names = _steps_of(nemesis)
+    if names is None:
+        return None
+    group, name = names
+    rng = random.Random(nemesis.rng.getrandbits(64))
+    nemesis.say(f"whoever of {group.name} comes by {name!r} stops there")
+    left = rng.randint(1, 5)
+
+    def stop(process: DaemonProcess) -> float:
+        nonlocal left
+        if left == 0:
+            return 0.0
+        left -= 1
+        nemesis.cluster.probes.hit(f"stalled: {name}")
+        return draw(rng, STEP_STALL_S)
+
+    return _arm(group, name, stop)
+
+
+def _steps_of(nemesis: Nemesis) -> tuple[Group, str] | None:
+    coordinators = nemesis.cluster.coordinators
+    if coordinators is None:
+        return None
+    name = nemesis.rng.choice(failpoints.NAMES)
+    if name.startswith("coordinator"):
+        return coordinators, name
+    return nemesis.rng.choice(nemesis.cluster.serving_groups), name
+
+
+def _arm(group: Group, name: str, act: Callable[[DaemonProcess], float]) -> Undo:
+    for process in group.processes:
+        process.failpoints.arm(name, partial(act, process))
+
+    def undo() -> None:
+        for process in group.processes:
+            process.failpoints.disarm(name)
+
+    return undo
 
 
 def _about_to_install(process: DaemonProcess) -> bool:

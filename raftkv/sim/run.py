@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from raftkv.client.kv import RaftKV
 from raftkv.raft.invariants import InvariantViolation
-from raftkv.sim.check.history import History
+from raftkv.sim.check.history import History, Kind
 from raftkv.sim.check.linearizability import check_linearizability
+from raftkv.sim.check.transactions import check_transactions
 from raftkv.sim.check.verdict import Verdict
 from raftkv.sim.cluster import Cluster
 from raftkv.sim.nemesis import Nemesis
@@ -21,7 +22,7 @@ from raftkv.sim.probes import Probes, listening
 from raftkv.sim.process import ClientProcess
 from raftkv.sim.scenario import Scenario
 from raftkv.sim.scheduler import VirtualTimeStandsStill
-from raftkv.sim.workload import read_everything
+from raftkv.sim.workload import read_all_transactions, read_everything
 
 SLICE_S = 0.25
 QUIET_TIMEOUT_S = 40.0
@@ -62,11 +63,20 @@ class Report:
         return self.verdict == "passed"
 
 
+def check(history: History) -> Verdict:
+    """Registers by themselves, transactions among each other: they have no key in common."""
+    registers = [operation for operation in history.operations if operation.kind is not Kind.TXN]
+    verdicts = [check_linearizability(registers)]
+    if len(registers) < len(history.operations):
+        verdicts.append(check_transactions(history))
+    return Verdict.both(verdicts)
+
+
 def run_seed(
     seed: int,
     scenario: Scenario,
     *,
-    judge: Judge | None = check_linearizability,
+    judge: Judge | None = check,
     show: Callable[[logging.LogRecord], None] | None = None,
     prepare: Callable[[Cluster], None] | None = None,
 ) -> Report:
@@ -140,6 +150,9 @@ class _Run:
             difference = group.difference()
             if difference is not None:
                 cluster.violate(f"ReplicasEqual: {group.name}: {difference}")
+        difference = cluster.decisions_differ()
+        if difference is not None:
+            cluster.violate(f"DecisionNeverChanges: {difference}")
         left = cluster.left_behind()
         if left is not None:
             cluster.violate(f"NothingLeftBehind: {left}")
@@ -160,6 +173,8 @@ class _Run:
             kv = RaftKV(cluster.controllers, rng=cluster.world.rng("final"))
             plan = cluster.scenario.workload
             refused.extend(await read_everything(kv, cluster.recorder, plan, process.host, cluster.workload.keys))
+            if cluster.scenario.transactions.users:
+                refused.extend(await read_all_transactions(kv, cluster.transactions, process.host))
             await kv.close()
             done = True
 
@@ -188,6 +203,7 @@ class _Run:
         cluster, report = self.cluster, self.report
         recorder = cluster.recorder
         recorder.close()
+        cluster.transactions.close()
         report.history = recorder.history
         for line in recorder.history.lines():
             self.scheduler.note(line.encode())

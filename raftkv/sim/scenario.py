@@ -63,6 +63,27 @@ class WorkPlan:
 
 
 @dataclass(frozen=True)
+class TxnPlan:
+    """`users` of each client process run transactions; `mix` are the weights of their kinds.
+
+    `lists`, `accounts` and `ring` are numbers of keys; `locked`, `retried` and `abandoned` the shares of transactions
+    that lock first, that go through `run_transaction`, and whose client doesn't wait for the commit.
+    """
+
+    users: int = 0
+    lists: int = 8
+    accounts: int = 6
+    ring: int = 6
+    think_s: Range = (0.05, 0.4)
+    locked: float = 0.1
+    retried: float = 0.3
+    abandoned: float = 0.03
+    mix: dict[str, float] = field(
+        default_factory=lambda: {"lists": 40, "read": 15, "plain": 10, "transfer": 15, "audit": 8, "swap": 12}
+    )
+
+
+@dataclass(frozen=True)
 class NetworkPlan:
     latency_ms: Range = (0.5, 2.0)
     jitter_ms: Range = (0.1, 2.0)
@@ -99,6 +120,7 @@ class Scenario:
     liveness_seconds: float = 30.0
     cluster: ClusterPlan = field(default_factory=ClusterPlan)
     workload: WorkPlan = field(default_factory=WorkPlan)
+    transactions: TxnPlan = field(default_factory=TxnPlan)
     network: NetworkPlan = field(default_factory=NetworkPlan)
     disk: DiskPlan = field(default_factory=DiskPlan)
     nemesis: NemesisPlan = field(default_factory=NemesisPlan)
@@ -134,7 +156,9 @@ def parse(document: dict[str, Any], name: str) -> Scenario:
     cluster = scenario.cluster
     if min(cluster.controllers, cluster.replicas, cluster.shards) < 1 or min(cluster.groups, cluster.coordinators) < 0:
         raise ScenarioError(f"{name}: a cluster has at least one controller, replica and shard")
-    if min(scenario.nemesis.faults.values(), default=0.0) < 0 or min(scenario.workload.mix.values()) < 0:
+    if min(scenario.nemesis.faults.values(), default=0.0) < 0 or any(
+        min(plan.mix.values()) < 0 for plan in (scenario.workload, scenario.transactions)
+    ):
         raise ScenarioError(f"{name}: a weight is never below 0")
     return scenario
 

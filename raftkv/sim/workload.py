@@ -17,6 +17,7 @@ from raftkv.sim.check.history import History, Kind, Operation, Output
 from raftkv.sim.probes import Probes
 from raftkv.sim.process import ClientProcess, Process, World
 from raftkv.sim.scenario import WorkPlan, draw
+from raftkv.sim.txn_workload import TxnRecorder, TxnUser
 
 
 class Recorder:
@@ -244,11 +245,13 @@ class Workload:
         plan: WorkPlan,
         controllers: Sequence[str],
         recorder: Recorder,
+        transactions: TxnRecorder,
         on_failure: Callable[[Process, str, BaseException], None],
     ) -> None:
         self.world = world
         self.plan = plan
         self.recorder = recorder
+        self.transactions = transactions
         self.stopping = False
         self._controllers = list(controllers)
         rng = world.rng("workload")
@@ -275,6 +278,7 @@ class Workload:
         process = self.processes[number]
         process.kill()
         self.recorder.give_up(process.host)
+        self.transactions.give_up(process.host)
 
     @property
     def quiet(self) -> bool:
@@ -302,6 +306,9 @@ class Workload:
             keys = self._keys_of[number, worker]
             if keys:
                 users.append(loop.create_task(self._use(user, keys, random.Random(rng.getrandbits(64)))))
+        for _ in range(self.transactions.plan.users):
+            own = random.Random(rng.getrandbits(64))
+            users.append(loop.create_task(self._transact(TxnUser(process.host, kv, self.transactions, own), own)))
         for task in users:
             await task
         await kv.close()
@@ -318,6 +325,13 @@ class Workload:
             await asyncio.sleep(rng.expovariate(1 / self._think_s))
 
 
+    async def _transact(self, user: TxnUser, rng: random.Random) -> None:
+        think_s = draw(rng, self.transactions.plan.think_s)
+        while not self.stopping:
+            await user.act()
+            await asyncio.sleep(rng.expovariate(1 / think_s))
+
+
 async def read_everything(
     kv: RaftKV, recorder: Recorder, plan: WorkPlan, host: str, keys: Sequence[bytes]
 ) -> list[str]:
@@ -332,3 +346,10 @@ async def read_everything(
         if not await user.get(key):
             refused.append(f"get {key!r} again")
     return refused
+
+
+async def read_all_transactions(kv: RaftKV, transactions: TxnRecorder, host: str) -> list[str]:
+    """Read all that transactions have written, in transactions, after all is well again; what was not served."""
+    user = TxnUser(host, kv, transactions, random.Random(0))
+    work = {"lists": user.read_all_lists, "bank": user.audit_bank, "ring": user.audit_ring}
+    return [f"read of the {name}" for name, read in work.items() if not await read()]
