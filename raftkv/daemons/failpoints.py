@@ -28,9 +28,12 @@ NAMES = (
     "group logged prepare",
     "group got decision",
     "group logged decision",
+    "group got commit",
+    "group logged commit",
     "group asked in doubt",
 )
-"""In the order in which a transaction comes by, first at the coordinators, then at a group."""
+"""In the order in which a transaction comes by, first at the coordinators, then at a group; `commit` is that of a
+transaction which needs no coordinators."""
 
 VARIABLE = "RAFTKV_FAILPOINTS"
 

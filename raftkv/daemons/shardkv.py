@@ -357,6 +357,7 @@ _LOOKUPS: dict[type, Callable[[KvMachine, StorageEngine, Any], Any]] = {
 _PLACES = {
     TXN_PREPARE: ("group got prepare", "group logged prepare"),
     TXN_DECIDE: ("group got decision", "group logged decision"),
+    TXN_COMMIT: ("group got commit", "group logged commit"),
 }
 """Failpoints before and after the log."""
 

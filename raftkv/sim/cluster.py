@@ -25,7 +25,7 @@ from raftkv.sim.probes import Probes
 from raftkv.sim.process import ClientProcess, DaemonProcess, Process, World
 from raftkv.sim.scenario import Scenario, draw
 from raftkv.sim.scheduler import Scheduler
-from raftkv.sim.txn_invariants import decisions_differ, locks_left
+from raftkv.sim.txn_invariants import EndInvariant, decisions_differ, locks_left
 from raftkv.sim.txn_workload import TxnRecorder
 from raftkv.sim.workload import Recorder, Workload
 from raftkv.storage.engine import StorageEngine
@@ -145,6 +145,7 @@ class Cluster:
         self._group_of: dict[DaemonProcess, Group] = {}
         self._invariants: dict[Group, GroupInvariants] = {}
         self._shards = ShardInvariants()
+        self._ends = EndInvariant()
         for group in self.groups:
             for number, address in group.addresses.items():
                 options = dataclasses.replace(common, replica=number, listen=address, peers=group.addresses)
@@ -242,6 +243,8 @@ class Cluster:
         self._invariants[group].check(process)
         if group.gid:
             self._shards.check(process)
+        if self.coordinators is not None:
+            self._ends.check(process)
         if not group.formed:
             group.formed = all(
                 member.daemon is not None and member.daemon.replica is not None for member in group.processes

@@ -1,4 +1,5 @@
-"""What must hold of transactions once everything has healed: no lock is left, and each ended in one way everywhere."""
+"""What must hold of transactions: at every instant, that one which has ended is prepared nowhere; and once everything
+has healed, that no lock is left and that each ended in one way everywhere."""
 
 from __future__ import annotations
 
@@ -9,9 +10,41 @@ from raftkv.machines.kv import KvMachine
 from raftkv.machines.locks import unpack_outcome
 from raftkv.machines.rows import KIND_OUTCOME, RECORD_PREFIX, prefix_end
 from raftkv.protocol.limits import ID_BYTES
+from raftkv.raft.invariants import violated
+from raftkv.sim.process import DaemonProcess
 from raftkv.storage.engine import StorageEngine
 
 Coordinator = tuple[CoordinatorMachine, StorageEngine]
+
+
+class EndInvariant:
+    """END only after every shard has applied the decision; by the most advanced replica of each group."""
+
+    def __init__(self) -> None:
+        self._applied: dict[int, int] = {}
+        self._open: dict[bytes, tuple[int, ...]] = {}
+        self._ended: dict[bytes, tuple[int, ...]] = {}
+
+    def check(self, process: DaemonProcess) -> None:
+        """After a turn of a coordinator or of a replica of a group. Raises InvariantViolation."""
+        replica = process.daemon.replica if process.daemon is not None else None
+        if replica is None:
+            return
+        machine = replica.machine
+        if not isinstance(machine, KvMachine | CoordinatorMachine):
+            return
+        gid = process.options.gid if isinstance(machine, KvMachine) else 0
+        if replica.applied_index <= self._applied.get(gid, 0):
+            return
+        self._applied[gid] = replica.applied_index
+        if isinstance(machine, CoordinatorMachine):
+            for txid in self._open.keys() - machine.open.keys():
+                self._ended[txid] = self._open[txid]
+            self._open = {txid: record.shards for txid, record in machine.open.items()}
+        else:
+            for txid, _, shard, _ in machine.in_doubt():
+                if shard in self._ended.get(txid, ()):
+                    violated("EndOnlyAfterAll", f"transaction {txid.hex()} has ended, and is prepared in shard {shard}")
 
 
 def locks_left(groups: Iterable[KvMachine], coordinator: Coordinator | None) -> str | None:

@@ -8,8 +8,9 @@ from raftkv.sim.run import Report, run_seed
 from tests.sim import ablations
 from tests.sim.ablations import FORGED_MAPS, Ablation, nothing_refused_before_the_log
 from tests.sim.move_ablations import MOVE_ABLATIONS
+from tests.sim.txn_ablations import TXN_ABLATIONS
 
-ABLATIONS = ablations.ABLATIONS | MOVE_ABLATIONS
+ABLATIONS = ablations.ABLATIONS | MOVE_ABLATIONS | TXN_ABLATIONS
 
 QUICK = ("vote not persisted", "leader counts itself before its fsync", "older-term entry committed by count")
 
