@@ -6,6 +6,7 @@ import gc
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -227,8 +228,10 @@ def _clear_away(cluster: Cluster) -> None:
     """Let go of all that was simulated, in order, and in silence: coroutines that end unfinished complain."""
     complain, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     try:
-        cluster.dispose()
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of what they would still have awaited
+            cluster.dispose()
+            gc.collect()
     finally:
         sys.unraisablehook = complain
 

@@ -238,7 +238,7 @@ def test_5b_concurrent_2(seed: int) -> None:
 
 
 @pytest.mark.parametrize("max_raft_state", [300, -1])
-@seeds(0, 9)
+@seeds(0, 3)
 def test_5b_concurrent_3(seed: int, max_raft_state: int) -> None:
     """Appends flat out, while groups join, all stop, start, and leave."""
     with ShardedRig(seed, max_raft_state=max_raft_state) as rig:

@@ -11,8 +11,8 @@ from raftkv.sim.run import Report, run_seed
 from raftkv.sim.scenario import load, names
 
 QUICK_SEEDS = {"mix": 1, "crashes": 1, "network": 1, "disks": 1, "resharding": 1}
-LONG_SEEDS = {"mix": 30, "overload": 2, "resharding": 30}
-LONG_SEEDS_OTHERWISE = 6
+LONG_SEEDS = {"mix": 15, "overload": 2, "resharding": 12, "transactions": 8}
+LONG_SEEDS_OTHERWISE = 5
 
 
 def check(name: str, seed: int) -> Report:

@@ -116,7 +116,7 @@ class Process:
 
 
 class Cluster:
-    """Controllers, and groups 1 … N, each of `replicas` processes."""
+    """Controllers, groups 1 … N, each of `replicas` processes, and coordinators if there are to be any."""
 
     def __init__(
         self,
@@ -125,6 +125,7 @@ class Cluster:
         groups: int = 1,
         replicas: int = 3,
         controllers: int = 3,
+        coordinators: int = 0,
         shards: int = 10,
         options: Sequence[str] = (),
     ) -> None:
@@ -142,6 +143,14 @@ class Cluster:
             self.controllers.append(Process(f"controller-{number}", arguments, address, folder))
         for gid in range(1, groups + 1):
             self.add_group(gid, replicas, options)
+        self.coordinators: list[Process] = []
+        peers = [f"127.0.0.1:{free_port()}" for _ in range(coordinators)]
+        for number, address in enumerate(peers):
+            arguments = [
+                "coordinator", "--id", str(number), "--listen", address, "--peers", _peers(peers),
+                "--controllers", ",".join(self.controller_addresses), *options,
+            ]  # fmt: skip
+            self.coordinators.append(Process(f"coordinator-{number}", arguments, address, folder))
 
     def add_group(self, gid: int, replicas: int = 3, options: Sequence[str] = ()) -> list[Process]:
         peers = [f"127.0.0.1:{free_port()}" for _ in range(replicas)]
@@ -157,17 +166,26 @@ class Cluster:
 
     @property
     def processes(self) -> list[Process]:
-        return self.controllers + [process for group in self.groups.values() for process in group]
+        serving = [process for group in self.groups.values() for process in group]
+        return [*self.controllers, *serving, *self.coordinators]
 
-    def start(self, *, join: bool = True) -> Cluster:
-        """Start everything; with `join`, have all groups joined and serving."""
+    def start(self, *, join: bool = True, environment: dict[str, str] | None = None) -> Cluster:
+        """Start everything; with `join`, have all groups joined and serving, and the coordinators registered."""
         for process in self.processes:
-            process.start()
+            process.start(environment=environment)
         if join:
             with self.admin() as admin:
                 admin.join({gid: [p.address for p in group] for gid, group in self.groups.items()})
             self.wait_serving()
+            self.wait_registered()
         return self
+
+    def wait_registered(self, timeout_s: float = 30.0) -> None:
+        """Until the controllers know of the coordinators."""
+        deadline_s = time.monotonic() + timeout_s
+        while self.coordinators and not self.leader(0).status()["coordinators"]:
+            assert time.monotonic() < deadline_s, "the coordinators are not registered"
+            time.sleep(0.05)
 
     def wait_serving(self, timeout_s: float = 30.0) -> None:
         """Until every shard has answered a read."""
@@ -183,9 +201,12 @@ class Cluster:
 
     def leader(self, gid: int, timeout_s: float = 15.0) -> Process:
         """The process that leads group `gid` (0: the controllers)."""
+        return self.leader_of(self.groups[gid] if gid else self.controllers, f"group {gid}", timeout_s)
+
+    def leader_of(self, processes: Sequence[Process], name: str, timeout_s: float = 15.0) -> Process:
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            for process in self.groups[gid] if gid else self.controllers:
+            for process in processes:
                 if process.running:
                     try:
                         if process.status()["state"] == "leader":
@@ -193,7 +214,7 @@ class Cluster:
                     except (RaftKVError, OSError):
                         continue
             time.sleep(0.05)
-        raise AssertionError(f"group {gid} has no leader after {timeout_s} s")
+        raise AssertionError(f"{name} has no leader after {timeout_s} s")
 
     def follower(self, gid: int) -> Process:
         leader = self.leader(gid)
@@ -207,10 +228,12 @@ class Cluster:
 
 
 @contextmanager
-def running(cluster: Cluster, *, join: bool = True) -> Iterator[Cluster]:
+def running(
+    cluster: Cluster, *, join: bool = True, environment: dict[str, str] | None = None
+) -> Iterator[Cluster]:
     """The cluster, started; its logs are printed if the test fails."""
     try:
-        yield cluster.start(join=join)
+        yield cluster.start(join=join, environment=environment)
     except BaseException:
         for process in cluster.processes:
             print(f"--- {process.name} (running: {process.running})\n{process.log()[-3000:]}")
