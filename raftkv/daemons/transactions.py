@@ -82,6 +82,8 @@ DEPARTED_BACKOFF_S_MAX = 10.0
 NO = (Conflict, Aborted, Expired, BadRequest, TooLarge)
 """What a group answers to a PREPARE when it votes no."""
 
+Verdict = asyncio.Future[RaftKVError | None]
+"""None when all shards have voted yes; else why not."""
 Waiter = tuple[Session, int, bool]
 """Who asked, the request's id, and whether it was a COMMIT (else a RESOLVE)."""
 
@@ -248,32 +250,51 @@ class Transactions:
     # ---- one transaction
 
     async def _commit(self, work: Work) -> None:
-        command = [op.BEGIN, work.txid, work.digest, list(work.shards)]
-        await self._from_its_record(work, command, "coordinator logged begin")
+        """Log its beginning, and ask for the votes meanwhile: so a client waits for two rounds of consensus, not three.
+
+        Only of a txid that is new here: all that earlier terms have logged is applied, and of this term's nothing about
+        it is under way. If this leader dies before the beginning is logged, the next one finds what the groups have
+        prepared (`_resolve_group`), and aborts it.
+        """
+        assert self.replica is not None
+        verdict: Verdict | None = None
+        try:
+            self.replica.check_readable()
+            known = self._machine.record(self._store.engine, work.txid)
+            begun = submit(self.replica, [op.BEGIN, work.txid, work.digest, list(work.shards)])
+            if known is None and not self._machine.is_expired(work.txid) and not begun.done():
+                verdict = self._ask_for_votes(work)
+            state = _state_found(await begun)
+        except RaftKVError as error:
+            self._end_branches(work)
+            self._close(work)
+            self._refuse(work, error)
+            return
+        await self._failpoints.reach("coordinator logged begin")
+        if state != TxnState.BEGUN:
+            self._end_branches(work)
+        await self._drive(work, state, verdict)
 
     async def _fence(self, work: Work) -> None:
-        await self._from_its_record(work, [op.FENCE, work.txid, list(work.shards)], "coordinator logged fence")
-
-    async def _from_its_record(self, work: Work, command: list[Any], failpoint: str) -> None:
-        """Log its beginning; what is found then, perhaps an end, is what is gone on from."""
+        """What is found when it is logged, perhaps an end, is what is gone on from."""
         try:
-            result = await self._propose(command)
+            result = await self._propose([op.FENCE, work.txid, list(work.shards)])
         except RaftKVError as error:
             self._close(work)
             self._refuse(work, error)
             return
-        await self._failpoints.reach(failpoint)
+        await self._failpoints.reach("coordinator logged fence")
         await self._drive(work, TxnState(result[1]))
 
-    async def _drive(self, work: Work, state: TxnState) -> None:
-        """To its end, from what the log says of it."""
+    async def _drive(self, work: Work, state: TxnState, verdict: Verdict | None = None) -> None:
+        """To its end, from what the log says of it. `verdict`: the votes have been asked for."""
         known = self._machine.open.get(work.txid)
         if known is not None:
             work.shards = known.shards
         was_fenced = state == TxnState.FENCED
         refusal: RaftKVError | None = None
         if state == TxnState.BEGUN:
-            refusal = await self._collect_votes(work)
+            refusal = await self._count_votes(work, verdict or self._ask_for_votes(work))
             if refusal is None:
                 await self._failpoints.reach("coordinator got all votes")
             state = await self._log_end(op.DECIDE, work.txid, refusal is None)
@@ -314,14 +335,18 @@ class Transactions:
 
     # ---- votes
 
-    async def _collect_votes(self, work: Work) -> RaftKVError | None:
-        """None if all shards say yes; else why not."""
-        if not work.parts:
-            return Aborted("its content is not known any more")
-        verdict: asyncio.Future[RaftKVError | None] = self._loop.create_future()
+    def _ask_for_votes(self, work: Work) -> Verdict:
+        verdict: Verdict = self._loop.create_future()
         left = {part[0]: part for part in work.parts}
-        try:
+        if left:
             self._branch(work, self._vote(work, list(left), left, verdict))
+        else:
+            verdict.set_result(Aborted("its content is not known any more"))
+        return verdict
+
+    async def _count_votes(self, work: Work, verdict: Verdict) -> RaftKVError | None:
+        """None if all shards say yes; else why not."""
+        try:
             async with asyncio.timeout(PREPARE_TIMEOUT_S):
                 return await verdict
         except TimeoutError:
@@ -329,9 +354,7 @@ class Transactions:
         finally:
             self._end_branches(work)
 
-    async def _vote(
-        self, work: Work, shards: list[int], left: dict[int, Any], verdict: asyncio.Future[RaftKVError | None]
-    ) -> None:
+    async def _vote(self, work: Work, shards: list[int], left: dict[int, Any], verdict: Verdict) -> None:
         """Ask the groups that have these shards, until they have voted; several at the same time."""
         backoff_s = BACKOFF_S_MIN
         while not verdict.done():
@@ -566,6 +589,14 @@ _STATES = {
 def state_of(record: Record) -> State:
     """What those who ask are told of a record."""
     return _STATES[record.state]
+
+
+def _state_found(result: Any) -> TxnState:
+    """When a BEGIN was applied; raise what refused it."""
+    if isinstance(result, RaftKVError):
+        raise result
+    raise_if_refused(result)
+    return TxnState(result[1])
 
 
 def _answer(waiter: Waiter, state: TxnState, refusal: RaftKVError | None) -> None:

@@ -180,7 +180,14 @@ class Participants:
         fences = [self._fences, *(shard.locks.fences for shard in shards.values())]
         if any(fence.get(coordinator, 0) > term for fence in fences):
             return [ABORTED, "its coordinator has been replaced"]
-        fresh = [part for part in parts if txid not in shards[part[0]].locks.prepared]
+        fresh = []
+        for part in parts:
+            number, reads, writes = part
+            before = shards[number].locks.prepared.get(txid)
+            if before is None:
+                fresh.append(part)
+            elif before.writes != writes or before.reads != [key for key, _ in reads]:
+                return bad_request("another content was prepared under this transaction id")
         conflicts = self._conflicts(view, txid, fresh)
         if conflicts:
             return [CONFLICT, conflicts]

@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 import pytest
 
-from raftkv.daemons.transactions import Transactions, Work
+from raftkv.daemons.transactions import Transactions, Verdict, Work
 from raftkv.machines.coordinator import TxnState
 from raftkv.machines.participants import NO
-from raftkv.protocol.errors import RaftKVError
 from tests.daemons.test_transactions_random import run
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -35,16 +34,15 @@ def answer_before_the_decision_is_logged(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_vote_is_enough(patch: pytest.MonkeyPatch) -> None:
-    collect = Transactions._collect_votes
+    ask_all = Transactions._ask_for_votes
 
-    async def collect_votes(self: Transactions, work: Work) -> RaftKVError | None:
+    def ask_one(self: Transactions, work: Work) -> Verdict:
         parts, work.parts = work.parts, work.parts[:1]
-        try:
-            return await collect(self, work)
-        finally:
-            work.parts = parts
+        verdict = ask_all(self, work)
+        work.parts = parts
+        return verdict
 
-    patch.setattr(Transactions, "_collect_votes", collect_votes)
+    patch.setattr(Transactions, "_ask_for_votes", ask_one)
 
 
 def nothing_is_taken_over(patch: pytest.MonkeyPatch) -> None:

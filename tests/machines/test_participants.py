@@ -121,6 +121,17 @@ def test_a_no_takes_no_lock() -> None:
     assert [txid for txid, *_ in replica.machine.in_doubt()] == [A]
 
 
+def test_a_prepare_again_is_a_yes_only_with_the_same_content() -> None:
+    replica = group()
+    ours = prepare(A, part(ONE, b"1", 0), part(TWO, b"2"))
+    assert [replica.run_one(ours) for _ in range(2)] == [[OK, YES]] * 2
+    assert replica.run_one(prepare(A, part(ONE, b"1", 0), term=2)) == [OK, YES]
+    for other in (part(ONE, b"x", 0), part(ONE, b"1"), part(ONE, write=False, version=0)):
+        assert replica.run_one(prepare(A, other, term=2))[0] == BAD
+    assert replica.run_one([TXN_DECIDE, A, True, [S1, S2]])[0] == OK
+    assert value(replica, ONE)[0] == b"1"
+
+
 def test_the_decision_and_what_it_leaves() -> None:
     replica = group()
     replica.run_one(prepare(A, part(ONE, b"a"), part(TWO, b"a")))
