@@ -256,6 +256,8 @@ class Raft:
             node.changes.flush()
         if node.role == LEADER:
             node.replication.flush()
+        if node.snapshots.reception is not None:
+            node.snapshots.drop_if_needless()
         log = node.log
         if not node.installing and (node.hard_state_dirty or log.queued_index < log.last_index):
             self._persist()

@@ -311,6 +311,16 @@ class Snapshots:
         elif next_offset < reception.head.total_bytes:
             self._reply(reception.head, next_offset)
 
+    def drop_if_needless(self) -> None:
+        """What the last chunk was stored for may have come by appends since: in the same turn, or while this one
+        campaigned. Installing would then throw away a tail that may have been acknowledged."""
+        reception = self.reception
+        if reception is None or self.node.installing or reception.stored < reception.head.total_bytes:
+            return
+        if self._is_known(reception.head):
+            self.reception = None
+            self._reply(reception.head, reception.stored, done=True)
+
     def flush(self) -> None:
         """All stored: install. Last in a turn, so that every entry taken before has been handed to the WAL."""
         reception = self.reception

@@ -176,6 +176,25 @@ def test_row_37_appends_that_arrive_during_the_stream_can_make_it_needless() -> 
     assert raft.last_index == 5 and raft.node.snapshots.reception is None
 
 
+@pytest.mark.parametrize("commit", [2, 4, 5])
+def test_row_37_appends_in_the_turn_of_the_last_chunk_make_it_needless_too(commit: int) -> None:
+    """The tail behind the snapshot, which this turn acknowledges, stays."""
+    raft = follower(log=(1, 1), term=3)
+    raft.step(chunk(4, 0), 0)
+    drain(raft)
+    while raft.node.snapshots.reception is not None and raft.node.snapshots.reception.received < len(BODY):
+        raft.snapshot_stored(b"id", raft.node.snapshots.reception.received, 0)
+        drain(raft)
+        raft.step(chunk(4, raft.node.snapshots.reception.received), 0)
+        drain(raft)
+    raft.snapshot_stored(b"id", len(BODY), 0)
+    raft.step(append(3, 2, (2, 1), entries(2, 2, 3, first=3), commit=commit), 0)
+    actions = drain(raft)
+    assert not of(actions, SnapshotComplete)
+    assert [(r.done, r.match_index) for r in sent(actions, SnapshotReply)] == [(True, max(4, commit))]
+    assert raft.last_index == 5 and raft.commit_index == max(4, commit)
+
+
 def test_row_37_one_that_installs_does_not_campaign() -> None:
     raft = follower(term=3)
     receive(raft, 5)
