@@ -115,7 +115,7 @@ def cpu_s(processes: list[Process]) -> float:
 
 async def latest_map(address: str) -> ShardMap:
     channel = await Channel.open(address, Hello.of_client())
-    encoded, _ = await channel.request(Verb.CONFIG, [-1, -1, 0], timeout_s=5)
+    encoded, *_ = await channel.request(Verb.CONFIG, [-1, -1, 0], timeout_s=5)
     channel.close()
     return ShardMap.decode(encoded)
 
