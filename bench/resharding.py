@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="draw latency over time")
     arguments = parser.parse_args()
     if arguments.output is not None and find_spec("matplotlib") is None:
-        sys.exit("bench.resharding: a chart needs matplotlib: pip install 'raftkv[bench]'")
+        sys.exit("bench.resharding: a chart needs matplotlib: pip install 'raftkv[chart]'")
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         cluster = Cluster(Path(folder) / "cluster", groups=6, replicas=arguments.replicas, shards=SHARDS)

@@ -1,0 +1,1 @@
+"""Load on a running cluster, and what it measured: `raftkv bench`."""
