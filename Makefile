@@ -4,6 +4,7 @@
 #   make stop       stop that cluster; its data stays
 #   make test       the quick tests, ≤ 5 minutes on two cores
 #   make test-all   the long ones too, ≤ 40 minutes
+#   make test-docker  a cluster of containers, ≤ 8 minutes; skipped where no Docker engine and docker-compose answer
 #   make soak       MINUTES=30 of scenarios and chaos on real processes, then of simulation; SEED=… gives its seed
 #   make check      ruff and mypy --strict
 #
@@ -15,10 +16,10 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 MINUTES ?= 30
 
-.PHONY: run stop test test-all soak check help
+.PHONY: run stop test test-all test-docker soak check help
 
 help:
-	@sed -n '3,8s/^# \{0,1\}//p' Makefile
+	@sed -n '3,9s/^# \{0,1\}//p' Makefile
 
 run: $(VENV)/.installed
 	@scripts/run
@@ -27,10 +28,13 @@ stop: $(VENV)/.installed
 	@scripts/run --stop
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not long and not soak'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not long and not soak and not docker'
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not soak'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not soak and not docker'
+
+test-docker: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m docker -s --durations 0 --durations-min 1 tests/docker
 
 soak: $(VENV)/.installed-dev
 	@$(BIN)/python scripts/soak $(MINUTES) $(SEED)

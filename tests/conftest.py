@@ -1,9 +1,13 @@
-"""For all tests: what they start can be interrupted."""
+"""For all tests: what they start can be interrupted, and no time of day decides whether they pass."""
 
 import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

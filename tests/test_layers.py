@@ -10,12 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "raftkv"
 
-LAYERS = ("raft", "protocol", "storage", "machines", "client", "daemons", "sim", "cli")
+LAYERS = ("raft", "protocol", "storage", "machines", "client", "daemons", "sim", "bench", "cli")
 """Lowest first: a layer imports from itself and from those before it only."""
 
 NOT_IMPORTED_BY = {
     "client": {"storage"},  # a client is no server: it must stay quick to import
     "daemons": {"client"},
+    "bench": {"storage", "daemons", "sim"},
 }
 
 SANS_IO = ("raft", "machines")

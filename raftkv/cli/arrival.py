@@ -1,4 +1,4 @@
-"""After a Join, Leave or Move: wait until the shards that it moves are served by their new owners.
+"""After a Join, Leave or Move: wait until the shards that it moves are served by their new owners; or, for Wait, all.
 
 It only looks, at the groups' leaders; the groups move the shards whether anybody waits or not. Ending early
 never undoes anything.
@@ -7,12 +7,11 @@ never undoes anything.
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raftkv.cli.exit_codes import ExitCode, LocalFailure
+from raftkv.cli.exit_codes import ExitCode, LocalFailure, exit_code_of
+from raftkv.cli.progress import progress
 from raftkv.cli.results import count
 
 if TYPE_CHECKING:
@@ -23,39 +22,62 @@ POLL_S = 0.1
 POLL_S_MAX = 0.5
 LOOK_TIMEOUT_S = 2.0
 
-Show = Callable[[int, str], None]
-"""Called with the number of shards that have arrived, and a text on the others."""
+GO_ON = "the shards go on moving: `raftkv-ctl Status` shows how, `raftkv-ctl Wait` waits for them"
+"""What to say when the waiting ends early."""
 
 
-async def wait_for_shards(client: ControllersClient, what: str, config_num: int, timeout_s: float) -> None:
-    """Until every shard that configuration `config_num` has moved is served by its owner.
+async def wait_for_change(
+    client: ControllersClient, what: str, config_num: int, timeout_s: float, shard: int | None = None
+) -> None:
+    """Until every shard that configuration `config_num` has moved, or just `shard`, is served by its owner.
 
-    `timeout_s` counts from the last progress. Raises LocalFailure, naming what it waits for.
+    `timeout_s` counts from the last progress. Raises LocalFailure, naming what it waits for; whatever it is, it says
+    that the configuration is made.
     """
+    from raftkv.protocol.errors import RaftKVError
+
+    made = f"configuration {config_num} is made"
+    try:
+        moved = await _moved_by(client, config_num) if shard is None else [shard]
+        await _wait(client, what, moved, timeout_s, f"{made}, but ")
+    except RaftKVError as error:
+        raise LocalFailure(f"{what}: {made}; then: {error}; {GO_ON}", exit_code_of(error)) from None
+
+
+async def wait_for_all(client: ControllersClient, what: str, timeout_s: float) -> None:
+    """Until every shard that has an owner is served by it. As `wait_for_change`; raises RaftKVError too."""
+    await _wait(client, what, range((await client.query()).shards), timeout_s, "")
+
+
+async def _moved_by(client: ControllersClient, config_num: int) -> list[int]:
     from raftkv.machines.balance import moves
 
     if config_num == 0:
-        return
+        return []
     before, after = await client.query(config_num - 1), await client.query(config_num)
-    moved = [shard for shard, _, new in moves(before.owners, after.owners) if new != 0]
-    if not moved:
+    return [shard for shard, _, new in moves(before.owners, after.owners) if new != 0]
+
+
+async def _wait(client: ControllersClient, what: str, shards: Sequence[int], timeout_s: float, made: str) -> None:
+    """Until the shards are served by their owners of the latest configuration. `made` begins the complaint."""
+    if not shards:
         return
     loop = asyncio.get_running_loop()
     deadline_s, seen, pause_s = loop.time() + timeout_s, None, POLL_S
-    with _progress(what, len(moved)) as show:
+    with progress(what, len(shards)) as show:
         while True:
             latest = await client.query()
-            waiting, progress, reason = await _look(client, latest, moved)
-            show(len(moved) - len(waiting), reason)
+            waiting, state, reason = await _look(client, latest, shards)
+            show(len(shards) - len(waiting), reason)
             if not waiting:
                 return
-            if progress != seen:
-                deadline_s, seen, pause_s = loop.time() + timeout_s, progress, POLL_S
+            if state != seen:
+                deadline_s, seen, pause_s = loop.time() + timeout_s, state, POLL_S
             elif loop.time() > deadline_s:
+                have = "has" if len(waiting) == 1 else "have"
                 raise LocalFailure(
-                    f"{what}: configuration {config_num} is made, but {count(len(waiting), 'shard')} of "
-                    f"{len(moved)} have not arrived, without progress for {timeout_s:g} s: {reason}; they go on "
-                    "moving: `raftkv-ctl Status` shows how",
+                    f"{what}: {made}{count(len(waiting), 'shard')} of {len(shards)} {have} not arrived, without "
+                    f"progress for {timeout_s:g} s: {reason}; {GO_ON}",
                     ExitCode.UNAVAILABLE,
                 )
             await asyncio.sleep(pause_s)
@@ -74,8 +96,8 @@ async def _look(
     waiting = [shard for shard in moved if latest.owner(shard) and not _serves(leaders.get(latest.owner(shard)), shard)]
     rows = [row for answer in leaders.values() for row in answer.get("migrations", ())]
     moving = {int(row["shard"]): row for row in rows if row["phase"] != "release"}
-    progress = (latest.num, waiting, [(shard, moving[shard]["bytes"]) for shard in waiting if shard in moving])
-    return waiting, progress, _reason(latest, waiting, moving, leaders)
+    state = (latest.num, waiting, [(shard, moving[shard]["bytes"]) for shard in waiting if shard in moving])
+    return waiting, state, _reason(latest, waiting, moving, leaders)
 
 
 def _serves(leader: Mapping[str, Any] | None, shard: int) -> bool:
@@ -95,36 +117,6 @@ def _reason(
     row = moving.get(shard)
     if row is None:
         return f"group {gid} has not begun to fetch shard {shard}"
-    return f"shard {shard} from group {row['from']} to {gid}: {row['waits_for'] or row['phase']}"
-
-
-def _progress(what: str, total: int) -> AbstractContextManager[Show]:
-    """A bar on standard error if that is a terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        return nullcontext(lambda arrived, reason: None)
-    return _Bar(what, total)
-
-
-class _Bar(AbstractContextManager[Show]):
-    """A progress bar that goes when all has arrived."""
-
-    def __init__(self, what: str, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        text, why = TextColumn("{task.description}"), TextColumn("{task.fields[why]}")
-        columns = (text, BarColumn(), MofNCompleteColumn(), why)
-        self._progress = Progress(
-            *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
-        )
-        self._task = self._progress.add_task(what, total=total, why="")
-
-    def __enter__(self) -> Show:
-        self._progress.start()
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def _show(self, arrived: int, reason: str) -> None:
-        self._progress.update(self._task, completed=arrived, why=reason)
+    return (
+        f"shard {shard} from group {row['from']} to {gid}: {row['waits_for'] or row.get('slowed_by') or row['phase']}"
+    )

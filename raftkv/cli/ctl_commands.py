@@ -46,18 +46,26 @@ async def leave(session: Session, call: Call) -> Result:
 async def move(session: Session, call: Call) -> Result:
     """Give a shard to a group."""
     shard, gid = _integer("SHARD", call.words[0]), _integer("GID", call.words[1])
-    return await _done(session, call, await session.controllers(call.options).move(shard, gid))
+    return await _done(session, call, await session.controllers(call.options).move(shard, gid), shard)
 
 
-async def _done(session: Session, call: Call, config_num: int) -> Result:
+async def wait(session: Session, call: Call) -> Result:
+    """Wait for what moves."""
+    from raftkv.cli.arrival import wait_for_all
+
+    await wait_for_all(session.controllers(call.options), str(call), session.timeout_s(call.options))
+    return Done()
+
+
+async def _done(session: Session, call: Call, config_num: int, shard: int | None = None) -> Result:
     """The configuration is made; wait for its shards, unless told not to."""
     if not call.options.get("no_wait"):
-        from raftkv.cli.arrival import wait_for_shards
+        from raftkv.cli.arrival import wait_for_change
 
         client = session.controllers(call.options)
         session.config_made = config_num
         try:
-            await wait_for_shards(client, str(call), config_num, session.timeout_s(call.options))
+            await wait_for_change(client, str(call), config_num, session.timeout_s(call.options), shard)
         except Exception:
             session.config_made = None
             raise
@@ -189,6 +197,16 @@ COMMANDS = (
         _WAITS,
         ("Move 3 2",),
         writes=True,
+    ),
+    Command(
+        "Wait",
+        "wait until every shard is served by its owner",
+        wait,
+        details=(
+            "For after a Join, Leave or Move that was interrupted, or had --no-wait. Returns at once if nothing is on\n"
+            "its way. --timeout counts from the last progress."
+        ),
+        examples=("Wait", "Wait --timeout 60"),
     ),
     Command(
         "Plan",

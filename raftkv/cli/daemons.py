@@ -10,6 +10,7 @@ import click
 from raftkv.cli.command_table import parse_controllers
 from raftkv.cli.exit_codes import UsageError
 from raftkv.cli.printers import settle_stdout
+from raftkv.cli.tls_files import TLS_OPTIONS, daemon_tls
 from raftkv.daemons.options import (
     CACHE_BYTES_DEFAULT,
     MOVE_BYTES_PER_S_DEFAULT,
@@ -72,6 +73,7 @@ def _replica_options(function: F) -> F:
         option("--peers", type=PeersType(), required=True, help="All replicas of the group, this one too."),
         option("--data-dir", metavar="DIR", required=True, help="This replica's own directory."),
         option("--advertise", metavar="HOST:PORT", help="Its address for others, if not as in --peers."),
+        option("--metrics-listen", metavar="HOST:PORT", help="Where to serve /metrics, /livez and /readyz."),
         option("--snapshot-entries", type=int, default=SNAPSHOT_ENTRIES_DEFAULT, help="Entries kept in the log."),
         option("--snapshot-bytes", type=int, default=SNAPSHOT_BYTES_DEFAULT, help="Bytes kept in the log."),
         option("--cache-bytes", type=int, default=CACHE_BYTES_DEFAULT, help="Block cache of the engine."),
@@ -91,6 +93,13 @@ def _replica_options(function: F) -> F:
     ]
     for decorate in reversed(decorators):
         function = decorate(function)
+    return tls_options(function)
+
+
+def tls_options(function: F) -> F:
+    """`--tls-cert`, `--tls-key` and `--tls-ca`, as the arguments tls_cert, tls_key and tls_ca."""
+    for name, text in reversed(TLS_OPTIONS.items()):
+        function = option(name, metavar="FILE", help=text)(function)
     return function
 
 
@@ -138,11 +147,11 @@ def coordinator(**options: Any) -> int:
     return _run(role="coordinator", **options)
 
 
-def _run(**options: Any) -> int:
+def _run(*, tls_cert: str | None, tls_key: str | None, tls_ca: str | None, **options: Any) -> int:
     """Run the daemon to its end; its exit status."""
     try:
-        checked = DaemonOptions(**options)
-    except BadOptions as error:
+        checked = DaemonOptions(**options, tls=daemon_tls(tls_cert, tls_key, tls_ca))
+    except (BadOptions, UsageError) as error:
         raise UsageError(f"{options['role']}: {error}") from None
     from raftkv.daemons.process import run_daemon
 

@@ -83,7 +83,8 @@ def describe(error: BaseException, *, controllers: tuple[str, ...] = ()) -> str:
 
     if not isinstance(error, errors.RaftKVError):
         return f"{type(error).__name__}: {text}"
-    if exit_code_of(error) is ExitCode.UNAVAILABLE and controllers and controllers[0] not in text:
+    names_addresses = "; tried " in text
+    if exit_code_of(error) is ExitCode.UNAVAILABLE and controllers and not names_addresses:
         text = f"{text} (controllers {', '.join(controllers)})"
     advice = _advice(error)
     if not advice:
@@ -101,6 +102,8 @@ def _advice(error: RaftKVError) -> str:
         (errors.NotLeader, "look at `raftkv-ctl Status`, or allow more time with --timeout"),
         (errors.WrongGroup, "look at `raftkv-ctl Query` and `raftkv-ctl Status`"),
         (errors.ConnectionLost, "try again, or look at `raftkv-ctl Status`"),
+        (errors.GroupExists, "`raftkv-ctl Wait` waits for shards that are still on their way to it"),
+        (errors.NoSuchGroup, "`raftkv-ctl Wait` waits for shards that are still on their way from one that has left"),
         (errors.CasMismatch, "read the key and decide again"),
         (errors.VersionMismatch, "read the key and decide again"),
     ]

@@ -214,6 +214,7 @@ def moves_of(leaders: Mapping[int, Answer], problems: list[str]) -> list[MoveHea
             int(move["bytes"]),
             float(move["age_s"]),
             None if move["waits_for"] is None else str(move["waits_for"]),
+            None if move.get("slowed_by") is None else str(move["slowed_by"]),  # an older daemon doesn't say
         )
         for answer in leaders.values()
         for move in answer.get("migrations", ())

@@ -90,6 +90,26 @@ def run(work: Coroutine[Any, Any, T], on_interrupt: Callable[[Any], object] | No
         signal.signal(signal.SIGINT, before)
 
 
+class Held:
+    """`with Held():` finishes what it has begun: a SIGINT that comes meanwhile has its effect at the end."""
+
+    def __enter__(self) -> None:
+        import signal
+
+        self._before = signal.getsignal(signal.SIGINT)
+        self._frames: list[FrameType | None] = []
+        if callable(self._before):
+            signal.signal(signal.SIGINT, lambda number, frame: self._frames.append(frame))
+
+    def __exit__(self, *_: object) -> None:
+        import signal
+
+        if callable(self._before):
+            signal.signal(signal.SIGINT, self._before)
+            if self._frames:
+                self._before(signal.SIGINT, self._frames[0])
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from raftkv.cli.bulk import BULK_COMMANDS
 from raftkv.cli.command_table import Argument, Call, Command, Option, parse_count
 from raftkv.cli.exit_codes import UsageError
 from raftkv.cli.results import Done, Found, Missing, Pairs, Result
@@ -164,5 +165,6 @@ COMMANDS = (
         "`-o json` is exact and reversible. Each shard is read linearizably, not all at one instant.",
         ("Scan user: --limit 10", "Scan -o json"),
     ),
+    *BULK_COMMANDS,
     *TRANSACTION_COMMANDS,
 )

@@ -58,6 +58,7 @@ def local() -> None:
     help=f"Replicas of those that decide transactions over several groups.  [default: {COORDINATORS}]",
 )
 @_data_dir
+@option("--metrics", is_flag=True, help="Serve /metrics, /livez and /readyz of each process: see `local status`.")
 @option("--base-port", type=click.IntRange(1024, 65336), help="First of 200 ports.  [default: a free block]")
 @option(
     "--timeout",
@@ -73,6 +74,7 @@ def up(
     shards: int | None,
     coordinators: int | None,
     data_dir: Path | None,
+    metrics: bool,
     base_port: int | None,
     timeout_s: float,
 ) -> None:
@@ -87,6 +89,7 @@ def up(
         replicas=replicas,
         shards=shards,
         coordinators=coordinators,
+        metrics=metrics,
         base_port=base_port,
         timeout_s=timeout_s,
         say=note,
@@ -103,10 +106,10 @@ def status(data_dir: Path | None, output: str) -> None:
     if output == "json":
         click.echo(json.dumps(shown))
         return
-    columns = ("role", "gid", "id", "addr", "pid", "state")
-    rows = [
-        [str("-" if process[name] is None else process[name]) for name in columns] for process in shown["processes"]
-    ]
+    processes = shown["processes"]
+    metrics = ("metrics",) if any(process["metrics"] for process in processes) else ()
+    columns = ("role", "gid", "id", "addr", *metrics, "pid", "state")
+    rows = [[str("-" if process[name] is None else process[name]) for name in columns] for process in processes]
     click.echo("\n".join(table([name.upper() for name in columns], rows)))
 
 

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def up(
     replicas: int | None,
     shards: int | None,
     coordinators: int | None = None,
+    metrics: bool = False,
     base_port: int | None,
     timeout_s: float,
     say: Say,
@@ -100,7 +101,7 @@ def up(
         if state is None:
             if coordinators is None:
                 coordinators = local_state.COORDINATORS
-            state = _new_cluster(data_dir, groups or 2, replicas or 3, shards or 10, base_port, coordinators)
+            state = _new_cluster(data_dir, groups or 2, replicas or 3, shards or 10, base_port, coordinators, metrics)
         else:
             _check_shape(
                 data_dir,
@@ -111,6 +112,8 @@ def up(
                 coordinators=coordinators,
                 base_port=base_port,
             )
+            if metrics and not state.has_metrics:
+                _turn_metrics_on(data_dir, state)
         with claimed(state.base_port):
             _start_dead_and_wait(data_dir, state, is_new, timeout_s, say)
     return state
@@ -126,9 +129,10 @@ def _start_dead_and_wait(data_dir: Path, state: LocalState, is_new: bool, timeou
     started: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for process in dead:
-            started[process.name] = _start(data_dir, state, process)
-            process.pid = started[process.name].pid
-            local_state.save(data_dir, state)
+            with interrupts.Held():  # one that nobody has noted would go on for ever
+                started[process.name] = _start(data_dir, state, process)
+                process.pid = started[process.name].pid
+                local_state.save(data_dir, state)
         interrupts.run(wait_until_served(data_dir, state, started, is_new, timeout_s))
     except NotOurs:
         _end_children(started)
@@ -164,18 +168,44 @@ def _new_cluster(
     shards: int,
     base_port: int | None,
     coordinators: int = local_state.COORDINATORS,
+    metrics: bool = False,
 ) -> LocalState:
     """The shape of a new cluster; without a given base port, on ports that are free now."""
     if groups * replicas > local_state.GROUP_PORTS:
         raise UsageError(f"local up: at most {local_state.GROUP_PORTS} replicas in all groups together")
-    if base_port is not None:
-        return local_state.new_state(groups, replicas, shards, base_port, coordinators)
-    for base in local_state.base_ports(data_dir):
+    for base in local_state.base_ports(data_dir) if base_port is None else [base_port]:
         state = local_state.new_state(groups, replicas, shards, base, coordinators)
+        if metrics:
+            _add_metrics(state)
+        if base_port is not None:
+            return state
         claim = f"{local_state.HOST}:{base + local_state.CLAIM_PORT}"
-        if not any(map(port_in_use, (claim, *(process.addr for process in state.processes)))):
+        if not any(map(port_in_use, (claim, *_addresses(state.processes)))):
             return state
     raise LocalFailure("no free block of ports was found; choose one with --base-port")
+
+
+def _add_metrics(state: LocalState) -> None:
+    if len(state.processes) > local_state.METRICS_PORTS:
+        raise UsageError(
+            f"local up: with --metrics at most {local_state.METRICS_PORTS} processes, not {len(state.processes)}"
+        )
+    local_state.add_metrics(state)
+
+
+def _turn_metrics_on(data_dir: Path, state: LocalState) -> None:
+    """For a cluster that was made without; raise UsageError while some of it runs."""
+    if any(is_running(data_dir, process) for process in state.processes):
+        raise UsageError(
+            f"local up: the cluster in {data_dir} runs without --metrics; stop it first: "
+            f"`raftkv local down --data-dir {shlex.quote(str(data_dir))}`"
+        )
+    _add_metrics(state)
+
+
+def _addresses(processes: Iterable[LocalProcess]) -> list[str]:
+    """All that the processes listen on."""
+    return [address for process in processes for address in (process.addr, process.metrics) if address is not None]
 
 
 def _check_shape(data_dir: Path, state: LocalState, **given: int | None) -> None:
@@ -205,11 +235,12 @@ def port_in_use(address: str) -> bool:
 def _check_ports(dead: list[LocalProcess]) -> None:
     """Raise LocalFailure if a port of a process that isn't running is taken by a stranger."""
     for process in dead:
-        if port_in_use(process.addr):
-            raise LocalFailure(
-                f"the port of {process.title}, {process.addr}, is in use by another program; "
-                "stop that, or choose other ports for a new cluster with --base-port"
-            )
+        for address in _addresses([process]):
+            if port_in_use(address):
+                raise LocalFailure(
+                    f"the port of {process.title}, {address}, is in use by another program; "
+                    "stop that, or choose other ports for a new cluster with --base-port"
+                )
 
 
 def daemon_arguments(data_dir: Path, state: LocalState, process: LocalProcess) -> list[str]:
@@ -225,12 +256,19 @@ def daemon_arguments(data_dir: Path, state: LocalState, process: LocalProcess) -
         arguments += ["--controllers", ",".join(state.controllers)]
     if process.gid is not None:
         arguments += ["--gid", str(process.gid)]
+    if process.metrics is not None:
+        arguments += ["--metrics-listen", process.metrics]
     return arguments
 
 
 def _start(data_dir: Path, state: LocalState, process: LocalProcess) -> subprocess.Popen[bytes]:
     """Start one daemon, detached from this terminal, its output appended to its log."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAFTKV_ADVERTISE"}
+    own = ("RAFTKV_ADVERTISE", "RAFTKV_METRICS_LISTEN")  # can't be the same for several
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in own and not name.startswith("RAFTKV_TLS_")  # local clusters are plain
+    }
     with log_path(data_dir, process).open("ab") as log:
         return subprocess.Popen(
             daemon_arguments(data_dir, state, process),
@@ -338,7 +376,7 @@ async def _process_states(data_dir: Path, state: LocalState) -> list[dict[str, A
             "id": process.id,
             "addr": process.addr,
             "redis": None,
-            "metrics": None,
+            "metrics": process.metrics,
             "pid": process.pid,
             "state": _state_name(answers.get(process.addr)),
         }

@@ -21,14 +21,16 @@ FORMAT = 1
 CONTROLLERS = 3
 COORDINATORS = 3
 PORTS = 200
-"""A cluster's ports are base … base+199: controllers from base, coordinators from base+10, groups from base+20; the
-rest is kept for Redis listeners (base+80) and metrics (base+140)."""
+"""A cluster's ports are base … base+199: controllers from base, coordinators from base+10, groups from base+20,
+Redis listeners from base+80, metrics from base+140, one after the other in the order of the processes."""
 COORDINATOR_PORTS_FROM = 10
 COORDINATORS_MAX = 9
 CLAIM_PORT = 19
 """Bound by `up` while it starts processes: two that want the same ports don't both find them free."""
 GROUP_PORTS_FROM = 20
 GROUP_PORTS = 60
+METRICS_PORTS_FROM = 140
+METRICS_PORTS = 60
 BASE_PORT_FIRST = 20_000
 BASE_PORT_BLOCKS = 60
 """Blocks of 200 from 20,000: below the range from which Linux gives out ports on its own (32,768)."""
@@ -43,6 +45,7 @@ class LocalProcess:
     id: int
     addr: str
     pid: int | None = None
+    metrics: str | None = None  # as in what earlier releases wrote
 
     @property
     def name(self) -> str:
@@ -72,6 +75,11 @@ class LocalState:
         return tuple(process.addr for process in self.processes if process.role == "controller")
 
     @property
+    def has_metrics(self) -> bool:
+        """Whether the daemons serve metrics."""
+        return any(process.metrics is not None for process in self.processes)
+
+    @property
     def coordinator_addresses(self) -> tuple[str, ...]:
         """Addresses of the coordinators."""
         return tuple(process.addr for process in self.processes if process.role == "coordinator")
@@ -93,6 +101,13 @@ def new_state(groups: int, replicas: int, shards: int, base_port: int, coordinat
     first = base_port + COORDINATOR_PORTS_FROM
     processes += [LocalProcess("coordinator", None, i, f"{HOST}:{first + i}") for i in range(coordinators)]
     return LocalState(groups, replicas, shards, base_port, processes, coordinators)
+
+
+def add_metrics(state: LocalState) -> None:
+    """Give every process a port for metrics."""
+    assert len(state.processes) <= METRICS_PORTS
+    for number, process in enumerate(state.processes):
+        process.metrics = f"{HOST}:{state.base_port + METRICS_PORTS_FROM + number}"
 
 
 def base_ports(data_dir: Path) -> Iterator[int]:

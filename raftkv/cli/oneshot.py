@@ -54,11 +54,13 @@ def complaint(session: Session, call: Call | None, error: Exception) -> str:
 def interrupted(session: Session, call: Call) -> str:
     """The one line on a call that Ctrl-C ended: whether it may still apply."""
     made, session.config_made = session.config_made, None
+    go_on, session.go_on = session.go_on, None
+    if go_on is not None:
+        return f"{call}: interrupted; {go_on}"
     if call.command.writes and made is not None:
-        return (
-            f"{call}: interrupted; configuration {made} is made, and the shards go on moving: "
-            "`raftkv-ctl Status` shows how"
-        )
+        from raftkv.cli.arrival import GO_ON
+
+        return f"{call}: interrupted; configuration {made} is made, and {GO_ON}"
     if call.command.writes and session.unsettled_at_interrupt:
         if call.command.name == "Commit":
             txid = session.unsettled_at_interrupt[0].split()[-1]

@@ -17,6 +17,7 @@ from raftkv.cli.results import (
     Configuration,
     Done,
     Found,
+    Lines,
     Missing,
     MoveHealth,
     Moves,
@@ -51,16 +52,21 @@ class Printer:
 
     async def show(self, result: Result, output: str | None = None) -> ExitCode:
         """Print and flush one result; the exit code that it stands for. Raises OutputClosed, LocalFailure."""
-        code = await self._show(result, output or self.output)
         try:
-            self._stream.flush()
-        except OSError as error:
-            raise _cannot_write(error) from None
-        return code
+            return await self._show(result, output or self.output)
+        finally:  # what was shown before an error too, since the error may say how to go on after it
+            try:
+                self._stream.flush()
+            except OSError as error:
+                raise _cannot_write(error) from None
 
     async def _show(self, result: Result, form: str) -> ExitCode:
         if isinstance(result, Pairs):
             await self._pairs(result, form)
+            return ExitCode.DONE
+        if isinstance(result, Lines):
+            async for line in result.lines:
+                self._line(line)
             return ExitCode.DONE
         if isinstance(result, Text):
             self._line(result.text.encode())
@@ -229,6 +235,7 @@ def _as_object(result: _Whole) -> dict[str, Any]:
                 "bytes": move.size_bytes,
                 "age_s": move.age_s,
                 "waits_for": move.waits_for,
+                "slowed_by": move.slowed_by,
             }
             for move in result.moves
         ],
@@ -337,7 +344,7 @@ def _replica_row(replica: ReplicaHealth) -> list[str]:
 def _move_row(move: MoveHealth) -> list[str]:
     numbers = [str(number) for number in (move.shard, move.source, move.target)]
     age = "-" if move.age_s is None else f"{move.age_s:.0f}"
-    return [*numbers, move.phase, str(move.size_bytes), age, one_line(move.waits_for or "-")]
+    return [*numbers, move.phase, str(move.size_bytes), age, one_line(move.waits_for or move.slowed_by or "-")]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

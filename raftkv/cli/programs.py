@@ -30,7 +30,8 @@ from raftkv.cli.exit_codes import ExitCode, UsageError
 from raftkv.cli.oneshot import LeaveShell, run_one
 from raftkv.cli.printers import OUTPUTS, OutputClosed, Printer, note, settle_stdout
 from raftkv.cli.results import Result, Text
-from raftkv.cli.session import TIMEOUT_S_DEFAULT, Session, Settings, with_values
+from raftkv.cli.session import TIMEOUT_S_DEFAULT, SdkConnector, Session, Settings, with_values
+from raftkv.cli.tls_files import TLS_OPTIONS, client_ssl
 from raftkv.cli.words import Word
 
 WINDOW_MAX = 10_000
@@ -70,6 +71,7 @@ OPTIONS = (
         "N",
         program_only=True,
     ),
+    *(Option((name,), text, str, "FILE", program_only=True) for name, text in TLS_OPTIONS.items()),
     Option(("-h", "--help"), "show help on the program or the command", program_only=True, variable=False),
 )
 
@@ -148,7 +150,8 @@ def _run(program: str, arguments: Sequence[str], environment: Mapping[str, str])
         parsed.options.get("timeout", TIMEOUT_S_DEFAULT),
         parsed.options.get("output") or ("table" if sys.stdout.isatty() else "plain"),
     )
-    session = Session(settings)
+    files = (parsed.options.get(name) for name in ("tls_cert", "tls_key", "tls_ca"))
+    session = Session(settings, SdkConnector(client_ssl(*files)))
     out = sys.stdout.buffer
     if parsed.command is not None:
         call = with_values(parsed.call(), on_a_line=False)

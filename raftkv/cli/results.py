@@ -45,6 +45,13 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True)
+class Lines:
+    """Lines as they arrive, already in the form of a file."""
+
+    lines: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
     """One configuration of the shard map."""
 
@@ -91,6 +98,7 @@ class MoveHealth:
     size_bytes: int  # copied so far
     age_s: float | None  # None: nobody knows
     waits_for: str | None  # one line, while it doesn't go on
+    slowed_by: str | None = None  # one line, while it could go on faster, and isn't meant to
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +159,7 @@ class Text:
     text: str
 
 
-Result = Done | Found | Missing | Pairs | Configuration | Moves | ClusterHealth | Transactions | Text
+Result = Done | Found | Missing | Pairs | Lines | Configuration | Moves | ClusterHealth | Transactions | Text
 
 
 def count(number: int, noun: str) -> str:

@@ -216,7 +216,7 @@ class Script:
         """A line failed, and the next ones run all the same: those that need it, up to a Commit or Abort, must not."""
         began = entry.call is not None and entry.call.command.name == "Begin"
         if began or self._session.in_transaction:
-            self._session.broken = self._session.broken or f"line {entry.line_number} of it failed"
+            self._session.broken = self._session.broken or f"line {entry.line_number} failed"
 
     async def _end_transaction(self) -> None:
         """One that is left open at the end is aborted, and that is an error."""

@@ -18,11 +18,18 @@ from raftkv.cli.exit_codes import UsageError
 from raftkv.cli.words import show_word
 
 if TYPE_CHECKING:
+    import ssl
+
     from raftkv.cli.command_table import Call
     from raftkv.client.transactions import TxnPhase
     from raftkv.machines.shard_map import ShardMap
 
 TIMEOUT_S_DEFAULT = 10.0
+
+NO_CONTROLLERS = (
+    "no controllers: give --controllers HOST:PORT,… or RAFTKV_CONTROLLERS, "
+    "or start a cluster on this machine with `raftkv local up`"
+)
 
 
 class VersionedValue(Protocol):
@@ -61,7 +68,9 @@ class KvClient(Protocol):
     async def append(self, key: bytes, suffix: bytes) -> int: ...
     async def delete(self, key: bytes) -> bool: ...
     async def cas(self, key: bytes, expected: bytes, new: bytes) -> int: ...
-    def scan(self, prefix: bytes = b"", *, limit: int | None = None) -> AsyncIterator[tuple[bytes, Any]]: ...
+    def scan(
+        self, prefix: bytes = b"", *, after: bytes | None = None, limit: int | None = None
+    ) -> AsyncIterator[tuple[bytes, Any]]: ...
     def transaction(self) -> TransactionClient: ...
     async def txn_status(self, txid: bytes) -> str: ...
     def unsettled_writes(self) -> list[str]: ...
@@ -91,17 +100,20 @@ class Connector(Protocol):
 class SdkConnector:
     """Clients of the SDK, imported on first use."""
 
+    def __init__(self, ssl: ssl.SSLContext | None = None) -> None:
+        self._ssl = ssl
+
     def kv(self, controllers: Sequence[str], timeout_s: float) -> KvClient:
         """A client of the key-value store."""
         from raftkv.client.kv import RaftKV
 
-        return RaftKV(controllers, timeout_s=timeout_s)
+        return RaftKV(controllers, timeout_s=timeout_s, ssl=self._ssl)
 
     def controllers(self, controllers: Sequence[str], timeout_s: float) -> ControllersClient:
         """A client of the controllers."""
         from raftkv.client.controllers import Controllers
 
-        return Controllers(controllers, timeout_s=timeout_s)
+        return Controllers(controllers, timeout_s=timeout_s, ssl=self._ssl)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +143,8 @@ class Session:
         """The writes that had been sent and not been answered when Ctrl-C came."""
         self.config_made: int | None = None
         """The configuration that a Join, Leave or Move has made, while it waits for the shards; kept at Ctrl-C."""
+        self.go_on: str | None = None
+        """How a transfer that Ctrl-C ended goes on."""
 
     def timeout_s(self, options: Mapping[str, Any]) -> float:
         """The timeout of a call: its own, or the program's."""
@@ -152,10 +166,7 @@ class Session:
 
     def _addresses(self) -> tuple[str, ...]:
         if not self.settings.controllers:
-            raise UsageError(
-                "no controllers: give --controllers HOST:PORT,… or RAFTKV_CONTROLLERS, "
-                "or start a cluster on this machine with `raftkv local up`"
-            )
+            raise UsageError(NO_CONTROLLERS)
         return self.settings.controllers
 
     # ---- the transaction that Begin has opened

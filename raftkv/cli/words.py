@@ -123,6 +123,31 @@ def escape_bytes(data: bytes) -> bytes:
     return b"".join([_ESCAPED[byte] for byte in data])
 
 
+_EXACT = [_NAMED.get(byte, shown) if byte != 0x22 else shown for byte, shown in enumerate(_ESCAPED)]
+_UNCHANGED = bytes(byte for byte in range(256) if _EXACT[byte] == bytes((byte,)))
+
+
+def escape_exactly(data: bytes) -> bytes:
+    """`data` in printable ASCII, backslashes escaped too, so that `unescape` gives it back: a field of an export."""
+    if not data.translate(None, _UNCHANGED):
+        return data
+    return b"".join([_EXACT[byte] for byte in data])
+
+
+_FIELD = re.compile(rb"(?:[^\\]++|\\(?:[\\\"nrt0]|x[0-9A-Fa-f]{2}))*+")
+
+
+def unescape(field: bytes) -> bytes:
+    """What `escape_exactly` was given; the escapes are those of double quotes, other bytes stand for themselves.
+
+    Raises WordError.
+    """
+    good = _after(_FIELD, field, 0)
+    if good < len(field):
+        raise WordError(f"unknown escape at byte {good + 1} of {show_word(field)}; a backslash is \\\\")
+    return _unescape(field)
+
+
 def show_word(data: bytes, longest: int = 60) -> str:
     """`data` as text for a message: quoted where needed, cut when long. For people, not for machines."""
     if len(data) > longest:

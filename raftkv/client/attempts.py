@@ -1,7 +1,8 @@
 """Running a transaction again until it commits: what `RaftKV.run_transaction` decides between two attempts.
 
 The first attempts are optimistic. Then the keys of the last one are locked first, all of them in one order (by shard,
-then by key), and since the age is that of the first attempt, everybody younger gives way in the end: it can't starve.
+then by key), and since the age is that of the first attempt with locks, everybody younger gives way in the end: it
+can't starve.
 Never runs an attempt after one whose outcome is unknown.
 """
 
@@ -37,14 +38,18 @@ class Attempts:
         self._renewed = False
         self._ran = False
 
+    @property
+    def failures(self) -> int:
+        """Attempts that lost against other transactions, so far."""
+        return self._failures
+
     def next(self) -> Transaction:
-        """Of the age of the first attempt; when it has begun, `prepare` must follow."""
+        """Of the age of the first one with locks; when it has begun, `prepare` must follow."""
         self._ran = False
         return Transaction(self._cluster, self._read, age=self._age)
 
     async def prepare(self, txn: Transaction) -> None:
         """Take its locks if it is time for them. May raise Conflict and Aborted as any attempt."""
-        self._age = self._age or txn.txid
         if self._failures >= OPTIMISTIC_MAX and self._keys:
             await txn.lock(*self._keys)
         self._ran = True
@@ -53,6 +58,7 @@ class Attempts:
         """Pause before the next one; raise `error` if there is to be none."""
         if txn.phase is not TxnPhase.ABORTED:
             raise error  # it comes from somewhere else, and this one has ended
+        self._age = txn.age
         if self._ran:  # an attempt that got no further than its locks has seen no keys of its own
             self._keys = txn.keys
         self._failures += 1

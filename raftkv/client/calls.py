@@ -21,9 +21,10 @@ from raftkv.protocol.errors import (
     NoAnswer,
     NotLeader,
     RaftKVError,
+    TlsRefused,
     Unavailable,
 )
-from raftkv.protocol.limits import CONNECT_TIMEOUT_S
+from raftkv.protocol.limits import CONNECT_TIMEOUT_S, DIAL_PATIENCE_S
 
 T = TypeVar("T")
 
@@ -40,6 +41,8 @@ class Caller:
 
     def __init__(self, pool: Pool, rng: random.Random) -> None:
         self.pool = pool
+        self.retries = 0
+        """Attempts that failed and were followed by another one, of all requests so far."""
         self._rng = rng
 
     def call(self, name: str, key: bytes | None, *, is_write: bool, timeout_s: float) -> Call:
@@ -69,7 +72,7 @@ class Caller:
             route = await route_of(call)
             replicas = route.replicas
             now = loop.time()
-            if now >= call.deadline:
+            if not call.has_time(now):
                 raise call.given_up(replicas.silence)
             address = replicas.pick_any(now) if any_replica else replicas.pick(now)
             try:
@@ -78,7 +81,8 @@ class Caller:
                     channel.abort("it may be cut off like the one before")  # dialling tells sooner than waiting
                     channel = None
                 if channel is None:
-                    channel = await self.pool.get(address, timeout_s=min(CONNECT_TIMEOUT_S, call.deadline - now))
+                    patience_s = DIAL_PATIENCE_S if len(replicas.addresses) > 1 else CONNECT_TIMEOUT_S
+                    channel = await self.pool.get(address, timeout_s=min(patience_s, call.deadline - now))
                     now = loop.time()
                 check_server(channel, replicas.role, replicas.gid)
                 reply = await self._attempt(call, channel, verb, body(route) if callable(body) else body, now)
@@ -118,18 +122,23 @@ class Caller:
             replicas.answered(address)
 
     def _not_ours(self, call: Call, replicas: Replicas, address: str, error: HandshakeRefused, now: float) -> None:
-        """Somebody else lives there. Others of the group may still be right; when none is, say so at once."""
+        """Somebody else lives there. Others of the group may still be right; when none is, say so at once.
+
+        With TLS that only one end speaks, or accepts, it is enough that none of the others shows any sign of life.
+        """
         call.in_flight = False
         call.last_error = error
         call.tried[address] = brief(error)
         call.refused.add(address)
         replicas.failed(address, now, silent=False)
-        if call.refused.issuperset(replicas.addresses):
+        hopeless = call.refused | call.unreached if isinstance(error, TlsRefused) else call.refused
+        if hopeless.issuperset(replicas.addresses):
             raise call.judge_final(error)
 
     async def _pause(self, call: Call, route: Route, address: str, step: Step, any_replica: bool) -> None:
         """Before the next attempt: none if it goes to a replica that hasn't been asked in this round."""
         loop = asyncio.get_running_loop()
+        self.retries += 1
         call.visited.add(address)
         now = loop.time()
         if step == "redirect" and not any_replica and route.replicas.pick(now) not in call.visited:

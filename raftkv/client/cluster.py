@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raftkv.client.calls import Caller
@@ -53,7 +53,7 @@ class Cluster:
         self.caller = Caller(self.pool, rng)
         self.router = Router(addresses, self.caller, rng)
         self.sessions = Sessions(rng)
-        self.on_close: dict[Callable[[], Awaitable[None]], None] = {}
+        self.on_close: dict[Callable[[], None], None] = {}
         """What has to be stopped first."""
         self._unsettled: dict[Call, None] = {}
 
@@ -106,7 +106,7 @@ class Cluster:
 
     async def close(self) -> None:
         for stop in list(self.on_close):
-            await stop()
+            stop()
         await self.router.close()
         await self.pool.close()
 

@@ -111,26 +111,30 @@ class RaftKV:
         check_value("the new value", new)
         return await self._write("cas", CAS, key, [expected, new], int)
 
-    async def scan(self, prefix: bytes = b"", *, limit: int | None = None) -> AsyncGenerator[tuple[bytes, Value], None]:
-        """The pairs whose key begins with `prefix`, in key order over all shards.
+    async def scan(
+        self, prefix: bytes = b"", *, after: bytes | None = None, limit: int | None = None
+    ) -> AsyncGenerator[tuple[bytes, Value], None]:
+        """The pairs whose key begins with `prefix` and comes after the key `after`, in key order over all shards.
 
         Fetched page by page, as they are consumed: each page shows its shard at one instant, the whole
         does not.
         """
         check_key(prefix)
+        if after is not None:
+            check_key(after)
         if limit is not None and limit < 0:
             raise BadRequest(f"the limit must not be negative, not {limit}")
-        first = self._cluster.call("scan", prefix)
+        first = self._cluster.call("scan", prefix or None)
         shards = (await self._cluster.router.shard_map(first)).shards
         wanted = [shard_of(prefix, shards)] if _has_tag(prefix) else range(shards)
 
-        async def page(shard: int, after: bytes | None, pairs_max: int, bytes_max: int) -> Page:
-            call = self._cluster.call("scan", prefix)
-            args = [prefix, after, pairs_max, bytes_max]
-            got: Page = await self._read(call, shard, ReadOp.SCAN, args, lambda body: _page(body, prefix, after))
+        async def page(shard: int, last: bytes | None, pairs_max: int, bytes_max: int) -> Page:
+            call = self._cluster.call("scan", prefix or None)
+            args = [prefix, last, pairs_max, bytes_max]
+            got: Page = await self._read(call, shard, ReadOp.SCAN, args, lambda body: _page(body, prefix, last))
             return got
 
-        async for key, value, version in merged(page, wanted, limit):
+        async for key, value, version in merged(page, wanted, limit, after):
             yield key, Value(value, version)
 
     def transaction(self) -> Transaction:
@@ -161,6 +165,11 @@ class RaftKV:
         from raftkv.client.txn_status import txn_status
 
         return await txn_status(self._cluster, self._read, txid)
+
+    @property
+    def retries(self) -> int:
+        """How often this client has sent a request again, or asked another server, since it was made."""
+        return self._cluster.caller.retries
 
     def unsettled_writes(self) -> list[str]:
         """The writes in progress that may have applied already: what to say when one is cancelled."""

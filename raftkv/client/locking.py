@@ -20,6 +20,8 @@ from raftkv.protocol.messages import Verb
 
 BEAT_S = 3.0
 """A third of what a group waits for the next one."""
+WAITING_BEAT_S = 0.5
+"""While it waits for a lock: whoever waits for one of its own may be older, and takes it; then its waiting is over."""
 RELEASE_S = 1.0
 """So long the end of a transaction waits for its locks to be gone."""
 SHARDS_AT_ONCE = 16
@@ -30,13 +32,14 @@ _NOT_HERE = -1
 class Locks:
     """Of the transaction `txid`. `on_lost(error)` is called once when it has lost one of them."""
 
-    def __init__(self, cluster: Cluster, txid: bytes, age: bytes, on_lost: Callable[[RaftKVError], None]) -> None:
+    def __init__(self, cluster: Cluster, txid: bytes, on_lost: Callable[[RaftKVError], None]) -> None:
         self._cluster = cluster
         self._txid = txid
-        self._age = age
         self._on_lost = on_lost
         self._held: dict[int, None] = {}
         self._maybe: dict[int, None] = {}
+        self._waiting: dict[asyncio.Task[list[int]], None] = {}
+        self._lost: RaftKVError | None = None
         self._beating: asyncio.Task[None] | None = None
 
     @property
@@ -44,12 +47,27 @@ class Locks:
         """Where locks are, or may be, held."""
         return sorted(self._maybe)
 
-    async def take(self, shard: int, keys: Sequence[bytes], timeout_s: float) -> list[int]:
-        """Their versions, once they are locked. Raise Locked if that takes too long, Aborted, Expired, Timeout."""
+    async def take(self, shard: int, keys: Sequence[bytes], age: bytes, timeout_s: float) -> list[int]:
+        """Their versions, once they are locked. Raise Locked if that takes too long, Aborted, Expired, Timeout.
+
+        Aborted too if another lock is lost meanwhile, to an older transaction.
+        """
         call = self._cluster.caller.call("lock", keys[0], is_write=False, timeout_s=timeout_s)
         self._maybe[shard] = None
-        command = [TXN_LOCK, self._txid, self._age, shard, list(keys)]
-        versions: list[int] = await self._ask(call, shard, command, lambda body: _versions(body, len(keys)))
+        command = [TXN_LOCK, self._txid, age, shard, list(keys)]
+        asking = self._ask(call, shard, command, lambda body: _versions(body, len(keys)))
+        task: asyncio.Task[list[int]] = asyncio.get_running_loop().create_task(asking, name="lock")
+        self._waiting[task] = None
+        try:
+            versions = await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if self._lost is None or (current is not None and current.cancelling()):
+                raise
+            raise self._lost from None
+        finally:
+            del self._waiting[task]
+            task.cancel()
         self._held[shard] = None
         if self._beating is None:
             self._cluster.on_close[self.stop] = None
@@ -58,19 +76,18 @@ class Locks:
 
     async def release(self) -> None:
         """The transaction ends without a commit: let the groups know, if they can be reached."""
-        await self.stop()
+        self.stop()
         shards = self.shards
         self._held.clear()
         self._maybe.clear()
         await gather_ordered([self._release(shard) for shard in shards], SHARDS_AT_ONCE)
 
-    async def stop(self) -> None:
-        """No more heartbeats."""
+    def stop(self) -> None:
+        """No more heartbeats. Never waits: whoever is cancelled right after a commit has to hear that it is one."""
         self._cluster.on_close.pop(self.stop, None)
         task, self._beating = self._beating, None
-        if task is not None and task is not asyncio.current_task():
+        if task is not None:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _release(self, shard: int) -> None:
         call = self._cluster.caller.call("release of locks", None, is_write=False, timeout_s=RELEASE_S)
@@ -80,12 +97,19 @@ class Locks:
             pass  # they end by themselves
 
     async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        beat_s = loop.time()
         while True:
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(min(WAITING_BEAT_S, BEAT_S))
+            if not self._waiting and loop.time() < beat_s + BEAT_S:
+                continue
+            beat_s = loop.time()
             lost = await gather_ordered([self._beat_at(shard) for shard in sorted(self._held)], SHARDS_AT_ONCE)
-            error = next((error for error in lost if error is not None), None)
-            if error is not None:
-                self._on_lost(error)
+            self._lost = next((error for error in lost if error is not None), None)
+            if self._lost is not None:
+                self._on_lost(self._lost)
+                for task in self._waiting:
+                    task.cancel()
                 return
 
     async def _beat_at(self, shard: int) -> RaftKVError | None:

@@ -33,6 +33,8 @@ class Replicas:
     @property
     def silence(self) -> str:
         """What it is called when no answer came."""
+        if self.role == "coordinator":
+            return "no leader of the coordinators answered, or a group did not answer them"
         return f"no leader of {f'group {self.gid}' if self.role == 'shardkv' else f'the {self.role}s'} answered"
 
     def pick(self, now: float) -> str:

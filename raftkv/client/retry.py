@@ -21,8 +21,10 @@ from raftkv.protocol.errors import (
     OutcomeUnknown,
     RaftKVError,
     Timeout,
+    TlsRefused,
     show,
 )
+from raftkv.protocol.limits import LOCK_WAIT_S_MAX
 
 BACKOFF_S_MIN = 0.02
 BACKOFF_S_MAX = 0.25
@@ -32,6 +34,11 @@ READ_ATTEMPT_S = 1.0
 WRITE_ATTEMPT_S = 2.0
 """How long one server may stay silent before another one is asked. Doubled once it has happened, so that a
 slow cluster isn't flooded; no more, so that the end of a partition is noticed soon."""
+
+ATTEMPT_S_MIN = 0.02
+"""With less time than this left there is no further attempt."""
+LOCKED_ATTEMPT_S = LOCK_WAIT_S_MAX + 0.1
+"""What an attempt that meets a lock needs, to hear who holds it."""
 
 TRIED_TEXT_MAX = 80
 
@@ -68,7 +75,8 @@ class Call:
     of this write may have applied; `in_flight`: an attempt is out, and nothing is known of it yet.
     `visited`: asked since the last pause; `refused`: said that they are not whom we mean; `unreached`: gave no sign of
     life when they were asked last. `mute_s`: when a connection was last given up because nothing came back on it, for
-    nobody. `asked_gid`: whom the last attempt went to.
+    nobody. `asked_gid`: whom the last attempt went to. `silent_gid`: the group of which no replica could be reached;
+    whatever else is asked then, that is what the call fails for. Both are 0 for none.
     """
 
     __slots__ = (
@@ -84,6 +92,7 @@ class Call:
         "name",
         "refused",
         "silences",
+        "silent_gid",
         "timeout_s",
         "tried",
         "unknown",
@@ -116,6 +125,7 @@ class Call:
         self.silences = 0
         self.mute_s = float("-inf")
         self.asked_gid = 0
+        self.silent_gid = 0
         self.backoff_s = BACKOFF_S_MIN
         self._rng = rng
 
@@ -132,8 +142,17 @@ class Call:
         """How long the next attempt may wait for its answer."""
         patience_s = WRITE_ATTEMPT_S if self.is_write else READ_ATTEMPT_S
         # A short deadline is shared out too: one silent server must not eat it.
-        patience_s = min(patience_s, self.timeout_s / 4) * (2.0 if self.silences else 1.0)
+        share_s = max(self.timeout_s / 4, LOCKED_ATTEMPT_S)
+        patience_s = min(patience_s, share_s) * (2.0 if self.silences else 1.0)
         return min(patience_s, self.deadline - now)
+
+    def has_time(self, now: float) -> bool:
+        """Whether another attempt makes sense. One that may not be answered in time would only make a known outcome
+        unknown: and after the answer that a key is locked the next one may take as long as waiting for a lock does."""
+        if self.last_error is None or self.unknown:
+            return now < self.deadline
+        needed_s = LOCKED_ATTEMPT_S if type(self.last_error) is Locked else ATTEMPT_S_MIN
+        return now + needed_s < self.deadline
 
     def judge(self, error: RaftKVError, address: str) -> Step:
         """Take note of a failed attempt; return what to do, or raise what the application gets."""
@@ -145,6 +164,8 @@ class Call:
             self.unreached.add(address)
         else:
             self.unreached.discard(address)
+            if self.asked_gid == self.silent_gid:
+                self.silent_gid = 0
         verdict = judge(error, is_write=self.is_write, unknown=self.unknown, what=self.what)
         self.unknown = verdict.unknown
         self.in_flight = False
@@ -178,10 +199,16 @@ class Call:
             raise self.given_up(problem) from None
 
     def given_up(self, problem: str) -> RaftKVError:
-        """The error for a passed deadline; `problem` is, for instance, 'no leader of group 2 answered'."""
+        """The error for a passed deadline; `problem` is, for instance, 'no leader of group 2 answered'.
+
+        A group that is silent is named instead: its shard was looked for elsewhere too, with no better result.
+        """
         within = f"within {self.timeout_s:g} s"
         tried = ", ".join(f"{address} ({text})" for address, text in self.tried.items())
         tried = f"; tried {tried}" if tried else ""
+        if self.silent_gid:
+            problem = f"no replica of group {self.silent_gid} answered"
+            tried = f": start a majority of them again{tried}"
         if self.may_have_applied:
             return OutcomeUnknown(f"{self.what} ({problem} {within}{tried})")
         if isinstance(self.last_error, (Busy, Locked)):
@@ -195,7 +222,7 @@ def brief(error: RaftKVError) -> str:
         return "not the leader"
     if isinstance(error, NoAnswer):
         return "no answer"
-    text = error.reason if isinstance(error, ConnectFailed) else str(error)
+    text = error.reason if isinstance(error, (ConnectFailed, TlsRefused)) else str(error)
     if isinstance(error, ConnectFailed):
         text = text.removeprefix(f"{error.address}: ")
     return text if len(text) <= TRIED_TEXT_MAX else text[: TRIED_TEXT_MAX - 1] + "…"

@@ -76,6 +76,7 @@ class Router:
         self._fetched_at = 0.0
         self._looked_at = 0.0
         self._freshen_due = 0.0
+        self._unanswered_until = 0.0
         self._lock = asyncio.Lock()
         self._freshening: asyncio.Task[None] | None = None
 
@@ -176,15 +177,17 @@ class Router:
 
     # ---- map time
 
-    async def freshen_map_time(self, call: Call) -> None:
-        """Before a first sending: see to it that the map time isn't too old."""
+    async def freshen_map_time(self, call: Call, stale_s: float | None = None) -> None:
+        """Before a first sending: see to it that the map time isn't too old. At the age `stale_s` it waits for a fresh
+        one, if a controller answers soon, or answered when one was last asked."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if now < self._freshen_due or self._map is None:
+        is_stale = now - self._fetched_at >= (MAP_TIME_STALE_S if stale_s is None else stale_s)
+        if self._map is None or now < (self._unanswered_until if is_stale else self._freshen_due):
             return
         if self._freshening is None:
             self._freshening = loop.create_task(self._freshen(), name="refresh map time")
-        if now - self._fetched_at >= MAP_TIME_STALE_S:
+        if is_stale:
             await asyncio.wait([self._freshening], timeout=min(MAP_TIME_WAIT_S, call.deadline - now))
 
     async def renew_map_time(self, call: Call) -> None:
@@ -233,6 +236,7 @@ class Router:
             return
         call.unreached.clear()
         call.last_error = None  # it has been heard
+        call.silent_gid = group.gid
         self._holders.pop(shard, None)
         await self._look_back(call, shard, group.gid)
 
@@ -304,6 +308,9 @@ class Router:
         except RaftKVError as error:  # it says nothing of what became of `call` itself
             call.tried.update(errand.tried)
             if isinstance(error, Timeout):
+                hardly_asked = loop.time() - asked_at < call.timeout_s / 4
+                if call.asked_gid and hardly_asked:  # the time went to the group
+                    raise call.given_up(f"group {call.asked_gid} did not serve the shard") from None
                 raise call.given_up("no leader of the controllers answered") from None
             raise call.judge_final(error) from None
         self._take(fetched, asked_at)
@@ -350,7 +357,7 @@ class Router:
         try:
             await self._fetch(call, NO_WAIT, 0)
         except RaftKVError:
-            self._freshen_due = loop.time() + MAP_TIME_OLD_S  # nobody answers: go on with the old one
+            self._freshen_due = self._unanswered_until = loop.time() + MAP_TIME_OLD_S  # go on with the old one
         finally:
             self._freshening = None
 

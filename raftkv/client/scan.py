@@ -46,15 +46,17 @@ class _Cursor:
         self.position = 0
 
 
-async def merged(fetch: FetchPage, shards: Sequence[int], limit: int | None = None) -> AsyncIterator[Pair]:
-    """The shards' pairs in key order, at most `limit` of them. Keys are distinct over all shards."""
+async def merged(
+    fetch: FetchPage, shards: Sequence[int], limit: int | None = None, after: bytes | None = None
+) -> AsyncIterator[Pair]:
+    """The shards' pairs in key order, at most `limit` of those after `after`. Keys are distinct over all shards."""
     if limit == 0 or not shards:
         return
     pairs_max = PAGE_PAIRS_MAX if limit is None else min(PAGE_PAIRS_MAX, limit)
     bytes_max = max(PAGE_BYTES_MIN, min(PAGE_BYTES_MAX, HELD_BYTES_MAX // len(shards)))
 
     async def first(shard: int) -> _Cursor:
-        return _Cursor(shard, await fetch(shard, None, pairs_max, bytes_max))
+        return _Cursor(shard, await fetch(shard, after, pairs_max, bytes_max))
 
     cursors = await gather_ordered([first(shard) for shard in shards], FIRST_PAGES_AT_ONCE)
     heap = [(cursor.pairs[0][0], cursor.shard, cursor) for cursor in cursors if cursor.pairs]

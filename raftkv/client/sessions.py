@@ -52,7 +52,7 @@ class ShardSession:
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self.end(waiter.result())  # it was our turn already
-            else:
+            elif waiter in self._waiters:  # else `end` has come across it already
                 self._waiters.remove(waiter)
             raise
 

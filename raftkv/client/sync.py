@@ -155,9 +155,11 @@ class SyncRaftKV:
         """As `RaftKV.cas`."""
         return self._runner.run(self._kv.cas(key, expected, new))
 
-    def scan(self, prefix: bytes = b"", *, limit: int | None = None) -> Iterator[tuple[bytes, Value]]:
+    def scan(
+        self, prefix: bytes = b"", *, after: bytes | None = None, limit: int | None = None
+    ) -> Iterator[tuple[bytes, Value]]:
         """As `RaftKV.scan`; other requests may be made between two pairs."""
-        pairs = self._kv.scan(prefix, limit=limit)
+        pairs = self._kv.scan(prefix, after=after, limit=limit)
 
         async def following() -> tuple[bytes, Value] | None:
             return await anext(pairs, None)

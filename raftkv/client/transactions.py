@@ -36,11 +36,13 @@ from raftkv.protocol.errors import (
     TooLarge,
     TooOld,
 )
-from raftkv.protocol.limits import TXN_BYTES_MAX, TXN_KEYS_MAX, VALUE_BYTES_MAX
+from raftkv.protocol.limits import ID_BYTES, TXN_BYTES_MAX, TXN_KEYS_MAX, VALUE_BYTES_MAX
 from raftkv.protocol.messages import ReadOp
 
 CONFLICT_KEYS_MAX = 100
 CHECKS_AT_ONCE = 16
+AGE_STEP_S = 1.0
+"""The order in which two transactions first asked for a lock counts if it was longer apart than this."""
 
 ReadAt = Callable[[Call, int, int, list[Any], Any], Awaitable[Any]]
 """read(call, shard, operation, arguments, decode)"""
@@ -60,7 +62,8 @@ class TxnPhase(Enum):
 class Transaction:
     """One transaction; made by `RaftKV.transaction`. `timeout_s` is the deadline of each of its requests.
 
-    `age` is the txid of the first attempt, if this isn't it: of two that want the same lock the older one gets it.
+    `age` is that of an earlier attempt, if this isn't the first one that locks: of two that want the same lock the
+    older one gets it.
     """
 
     def __init__(self, cluster: Cluster, read: ReadAt, *, age: bytes | None = None) -> None:
@@ -89,12 +92,18 @@ class Transaction:
         return self._txid
 
     @property
-    def age(self) -> bytes:
-        return self._age or self.txid
+    def age(self) -> bytes | None:
+        """16 bytes, as a txid: the map time of its first lock; None if it has asked for none."""
+        return self._age
 
     @property
     def phase(self) -> TxnPhase:
         return self._phase
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes anything, so far."""
+        return bool(self._writes)
 
     @property
     def keys(self) -> list[bytes]:
@@ -110,7 +119,7 @@ class Transaction:
         self._shards = (await router.shard_map(call)).shards
         await router.freshen_map_time(call)
         self._txid = make_txid(router.map_time_ms, self._cluster.rng.getrandbits(64).to_bytes(8))
-        self._locks = Locks(self._cluster, self._txid, self.age, self._lost)
+        self._locks = Locks(self._cluster, self._txid, self._lost)
         self._phase = TxnPhase.OPEN
         return self
 
@@ -167,6 +176,8 @@ class Transaction:
             by_shard.setdefault(shard_of(key, self._shards), []).append(key)
         new = [key for keys_there in by_shard.values() for key in keys_there if key not in self._versions]
         self._check_room(len(new), sum(map(len, new)))
+        if self._age is None and by_shard:
+            self._age = await self._make_age()
         for shard in sorted(by_shard):
             await self._lock_at(shard, by_shard[shard])
 
@@ -186,17 +197,17 @@ class Transaction:
                 await self._check_reads()
         except CommitUnknown:
             self._phase = TxnPhase.UNKNOWN
-            await locks.stop()
+            locks.stop()
             raise
         except BaseException as error:
             if ending is not None and ending.may_have_applied:  # cancelled, for instance: nothing may abort it now
                 self._phase = TxnPhase.UNKNOWN
-                await locks.stop()
+                locks.stop()
             else:
                 await self._fail(error)
             raise
         self._phase = TxnPhase.COMMITTED
-        await locks.stop()
+        locks.stop()
 
     async def abort(self) -> None:
         """Forget it all. Nothing is left to do if it is aborted already."""
@@ -271,10 +282,17 @@ class Transaction:
             await self._fail(error)
             raise error
 
+    async def _make_age(self) -> bytes:
+        """By a map time that isn't older than a second: who has begun earlier, or idled, is no older for it."""
+        router = self._cluster.router
+        await router.freshen_map_time(self._call("age of a transaction", None), AGE_STEP_S)
+        return make_txid(router.map_time_ms, self._txid[ID_BYTES // 2 :])
+
     async def _lock_at(self, shard: int, keys: list[bytes]) -> None:
         assert self._locks is not None
+        assert self._age is not None
         try:
-            versions = await self._locks.take(shard, keys, self.timeout_s)
+            versions = await self._locks.take(shard, keys, self._age, self.timeout_s)
         except Aborted as error:
             await self._fail(error)
             raise

@@ -25,8 +25,6 @@ SHARDS_AT_ONCE = 16
 LIFETIME_MS = 3_600_000
 """Of map time: so long a transaction's outcome is kept at least."""
 
-_COMMITTED = 1
-
 
 class TxnStatus(StrEnum):
     """`EXPIRED`: so old that it may have been forgotten. `UNKNOWN`: nobody has heard of it; it may be open still."""
@@ -75,21 +73,21 @@ async def _ask_coordinators(cluster: Cluster, gid: int, txid: bytes) -> State:
 async def _ask_shards(cluster: Cluster, read: ReadAt, txid: bytes, shards: int) -> TxnStatus | None:
     """A commit in any shard decides; for anything else every shard has to answer. None if it left nothing there."""
 
-    async def one(shard: int) -> bool | RaftKVError | None:
+    async def one(shard: int) -> TxnStatus | RaftKVError | None:
         call = cluster.call(f"outcome of a transaction in shard {shard}")
         try:
-            committed: bool | None = await read(call, shard, ReadOp.OUTCOME, [txid], _outcome)
+            found: TxnStatus | None = await read(call, shard, ReadOp.OUTCOME, [txid], _outcome)
         except RaftKVError as error:
             return error
-        return committed
+        return found
 
     outcomes = await gather_ordered([one(shard) for shard in range(shards)], SHARDS_AT_ONCE)
-    if any(outcome is True for outcome in outcomes):
+    if TxnStatus.COMMITTED in outcomes:
         return TxnStatus.COMMITTED
     for outcome in outcomes:
         if isinstance(outcome, RaftKVError):
             raise outcome
-    return TxnStatus.ABORTED if any(outcome is False for outcome in outcomes) else None
+    return next((known for known in (TxnStatus.ABORTED, TxnStatus.PENDING) if known in outcomes), None)
 
 
 def _state(body: Any) -> State:
@@ -99,10 +97,10 @@ def _state(body: Any) -> State:
         raise bad_reply("the status of a transaction") from None
 
 
-def _outcome(body: Any) -> bool | None:
-    """Whether it is committed in the shard; None if it has left nothing there."""
+def _outcome(body: Any) -> TxnStatus | None:
+    """What has become of it in one shard; None if it has left nothing there."""
     if body is None:
         return None
-    if type(body) is not list or not body or type(body[0]) is not int:
+    if type(body) is not list or not body or type(body[0]) is not int or body[0] not in _BY_STATE:
         raise bad_reply("the outcome of a transaction")
-    return body[0] == _COMMITTED
+    return _BY_STATE[State(body[0])]

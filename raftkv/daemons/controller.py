@@ -21,12 +21,8 @@ from raftkv.storage.store import Store
 
 log = logging.getLogger(__name__)
 
-TICK_S = 10.0
-"""How often the leader lets map time advance when nothing else is logged."""
-TRANSACTIONS_TICK_S = 1.0
-"""And once there are coordinators: explicit locks end by map time, and live for ten seconds of it."""
-SHORT_TICK_S = 1.0
-"""And while old sessions are being dropped, so many with each tick, or a group is drained."""
+TICK_S = 1.0
+"""How often the leader lets map time advance when nothing else is logged: explicit locks live for ten seconds of it."""
 PARKED_POLLS_MAX = 10_000
 
 
@@ -110,10 +106,9 @@ class ControllerRole:
         assert self._replica is not None
         raft = self._replica.raft
         behind_ms = raft.stamp_now(self._replica.now_ms()) - self.machine.map_time_ms
-        pace_s = TRANSACTIONS_TICK_S if self.machine.coordinators else TICK_S
-        if self.machine.wants_ticks or behind_ms >= pace_s * 1000:
+        if self.machine.wants_ticks or behind_ms >= TICK_S * 1000:
             self._replica.propose_tick()
-        self._tick_timer = self._loop.call_later(SHORT_TICK_S if self.machine.wants_ticks else pace_s, self._tick)
+        self._tick_timer = self._loop.call_later(TICK_S, self._tick)
 
     # ---- verbs
 

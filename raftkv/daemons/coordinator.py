@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
 
 from raftkv.daemons.failpoints import Failpoints
 from raftkv.daemons.group_calls import GroupCalls, named_client
-from raftkv.daemons.map_follower import LONG_POLL_MS, MAP_TIME_STEP_MS, SWEEP_POLL_MS, ControllerPolls
+from raftkv.daemons.map_follower import LONG_POLL_MS, MAP_TIME_STEP_MS, ControllerPolls
 from raftkv.daemons.options import DaemonOptions
 from raftkv.daemons.places import Places
 from raftkv.daemons.replica import Replica
@@ -23,7 +23,7 @@ from raftkv.daemons.service import Session, Verb
 from raftkv.daemons.tasks import Tasks
 from raftkv.daemons.transactions import Transactions, state_of
 from raftkv.machines.controller import COMMAND_SHARD, REGISTER
-from raftkv.machines.coordinator import MAP_TIME, CoordinatorMachine
+from raftkv.machines.coordinator import MAP_TIME, CoordinatorMachine, TxnState
 from raftkv.protocol import messages
 from raftkv.protocol.channel import Channel
 from raftkv.protocol.errors import RaftKVError, Unavailable
@@ -54,7 +54,7 @@ class CoordinatorFollower(ControllerPolls):
         self._machine = machine
         self._places = places
         self._on_map = on_map
-        self._calls = GroupCalls(named_client(options, store), "controller")
+        self._calls = GroupCalls(named_client(options, store), "controller", ssl=options.client_ssl)
 
     def stop(self) -> None:
         self._calls.close()
@@ -62,9 +62,7 @@ class CoordinatorFollower(ControllerPolls):
     async def _poll(self, channel: Channel) -> None:
         places, machine = self._places, self._machine
         known = -1 if places.latest is None else places.latest.num
-        wait_ms = SWEEP_POLL_MS if machine.sweep_pending else LONG_POLL_MS
-        if self.coordinators.get(self._gid) != self._addresses:
-            wait_ms = 0
+        wait_ms = LONG_POLL_MS if self.coordinators.get(self._gid) == self._addresses else 0
         config, reply = await self._query(channel, -1, known, wait_ms)
         places.take(config)
         self._on_map()
@@ -113,13 +111,23 @@ class CoordinatorRole:
 
     def status(self) -> dict[str, Any]:
         return {
-            "config_num": 0 if self._places.latest is None else self._places.latest.num,
+            "config_num": self.config_num,
             "map_time_ms": self.machine.map_time_ms,
             "shards": [],
             "transactions": self._transactions.status(),
             "open": len(self.machine.open),
             "in_progress": self._transactions.in_progress,
         }
+
+    @property
+    def ended(self) -> Mapping[TxnState, int]:
+        """Transactions that this process has driven to a decision, by what it was."""
+        return self._transactions.ended
+
+    @property
+    def config_num(self) -> int:
+        """The latest configuration known here; 0 before the first."""
+        return 0 if self._places.latest is None else self._places.latest.num
 
     # ---- events of the replica
 

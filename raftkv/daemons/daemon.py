@@ -20,13 +20,14 @@ from raftkv.daemons.failpoints import Failpoints
 from raftkv.daemons.map_follower import RETRY_S, open_controller
 from raftkv.daemons.options import DaemonOptions
 from raftkv.daemons.peers import Peers
+from raftkv.daemons.readiness import Check, readiness
 from raftkv.daemons.replica import Replica
 from raftkv.daemons.service import Service, Session
 from raftkv.daemons.shardkv import ShardKvRole
 from raftkv.daemons.tasks import Tasks
 from raftkv.protocol.addresses import parse_address
-from raftkv.protocol.connection import Server
-from raftkv.protocol.errors import Malformed, RaftKVError, Unavailable
+from raftkv.protocol.connection import Connection, Server
+from raftkv.protocol.errors import Malformed, RaftKVError, TlsRefused, Unavailable
 from raftkv.protocol.messages import Verb, decode_transfer_body
 from raftkv.raft.actions import HardState
 from raftkv.raft.config import RaftConfig
@@ -47,6 +48,8 @@ DRAIN_TIMEOUT_S = 3.0
 POLL_S = 0.005
 WAITING_NOTICE_S = 5.0
 
+Role = ControllerRole | ShardKvRole | CoordinatorRole
+
 
 class Daemon:
     """One replica of one role. `fatal(text)` must not return."""
@@ -59,7 +62,9 @@ class Daemon:
         fatal: Callable[[str], None],
         pid: int = 0,
         failpoints: Failpoints | None = None,
+        make_session: Callable[[Connection], Session] = Session,
     ) -> None:
+        self._make_session = make_session
         self.options = options
         self._pid = pid
         self._disk = disk
@@ -72,7 +77,9 @@ class Daemon:
         self._started_s = self._loop.time()
         self._formed: asyncio.Future[None] = self._loop.create_future()
         self._store: Store | None = None
+        self._role: Role
         self._server: Server | None = None
+        self._stopping = False
         self.replica: Replica | None = None
 
     # ---- start
@@ -89,7 +96,6 @@ class Daemon:
         )
         self._store = store
         store.wal.on_failure = self._wal_failed
-        self._role: ControllerRole | ShardKvRole | CoordinatorRole
         if options.role == "controller":
             self._role = ControllerRole(store, options.shards, self._disk.entropy)
         elif options.role == "coordinator":
@@ -105,10 +111,11 @@ class Daemon:
             fatal=self._fatal,
         )
         verbs = {**self._role.verbs, Verb.STATUS: self._status, Verb.TRANSFER: self._transfer}
-        self._service = Service(self._peers, verbs, options.name)
+        self._service = Service(self._peers, verbs, options.name, self._make_session)
         host, port = parse_address(options.listen)
         try:
-            self._server = await Server.listen(host, port, self._service.accept, label=options.name)
+            ssl = options.tls.server if options.tls is not None else None
+            self._server = await Server.listen(host, port, self._service.accept, ssl=ssl, label=options.name)
         except OSError:
             store.close()
             raise
@@ -185,11 +192,16 @@ class Daemon:
         store = self._store
         assert store is not None
         turn = 0
+        complaints: set[str] = set()
         while not store.identity.cluster_id:
             address = self.options.controllers[turn % len(self.options.controllers)]
             turn += 1
             try:
-                channel = await open_controller(address, b"")
+                channel = await open_controller(address, b"", self.options.client_ssl)
+            except TlsRefused as error:
+                if str(error) not in complaints:
+                    complaints.add(str(error))
+                    log.warning("%s: controller %s", self.options.name, error)
             except (RaftKVError, OSError) as error:
                 log.debug("%s: controller %s: %s", self.options.name, address, error)
             else:
@@ -218,6 +230,7 @@ class Daemon:
 
     async def stop(self) -> None:
         """Hand leadership over, finish what is in flight, close everything. Bounded in time."""
+        self._stopping = True
         if self._server is not None:
             self._server.stop_listening()
         replica = self.replica
@@ -229,6 +242,7 @@ class Daemon:
 
     async def abandon(self) -> None:
         """Close at once; the log makes up for what was not flushed."""
+        self._stopping = True
         replica = self.replica
         if self._server is not None:
             self._role.stop()
@@ -280,6 +294,7 @@ class Daemon:
             "cluster_id": identity.cluster_id.hex(),
             "store_id": identity.store_id.hex(),
             "members": {str(peer): self._peers.address_of(peer) for peer in sorted(options.peers)},
+            "not_ready": [[name, problem] for name, problem in self.readiness() if problem is not None],
             **self._role.status(),
         }
         if self.replica is None:
@@ -315,6 +330,34 @@ class Daemon:
             "snapshots_installed": self.replica.snapshots.installed,
             "peers": peers,
         }
+
+    def readiness(self) -> list[Check]:
+        """Whether this replica can do its part: every check, and what is wrong."""
+        if not self.serving:
+            return [Check("started", "it is stopping" if self._stopping else "the data directory is being opened")]
+        role = self._role
+        config_num = role.machine.config_num if isinstance(role, ShardKvRole) else None
+        waits_for = ", ".join(f"{peer} at {self.options.peers[peer]}" for peer in self._peers.missing())
+        return readiness(self.replica, waits_for, self._loop.time(), config_num)
+
+    @property
+    def serving(self) -> bool:
+        """Between a start that succeeded and the beginning of the end; then `store` and `role` are there."""
+        return self._server is not None and not self._stopping
+
+    @property
+    def store(self) -> Store:
+        assert self._store is not None
+        return self._store
+
+    @property
+    def role(self) -> Role:
+        return self._role
+
+    @property
+    def connections(self) -> int:
+        """Those accepted and open, of clients and of other replicas."""
+        return 0 if self._server is None else len(self._server.connections)
 
     def _transfer(self, session: Session, request_id: int, body: list[Any]) -> None:
         target = decode_transfer_body(body)

@@ -51,7 +51,7 @@ class Doubts:
         self._polls = polls
         self._rng = rng
         self._failpoints = failpoints
-        self._calls = GroupCalls(named_client(options, store), "coordinator")
+        self._calls = GroupCalls(named_client(options, store), "coordinator", ssl=options.client_ssl)
         self.replica: Replica | None = None
 
     def stop(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raftkv.daemons.options import DaemonOptions
 from raftkv.protocol.channel import Channel
@@ -20,12 +20,16 @@ from raftkv.protocol.errors import (
     NotLeader,
     OutcomeUnknown,
     RaftKVError,
+    TlsRefused,
     Unavailable,
     WrongPeer,
 )
 from raftkv.protocol.limits import MEMBERS_MAX
 from raftkv.protocol.messages import Hello
 from raftkv.storage.store import Store
+
+if TYPE_CHECKING:
+    import ssl
 
 ANSWER_TIMEOUT_S = 3.0
 
@@ -43,9 +47,10 @@ def named_client(options: DaemonOptions, store: Store) -> Callable[[], Hello]:
 class GroupCalls:
     """Connections to other groups, all of one role. `hello` says who asks."""
 
-    def __init__(self, hello: Callable[[], Hello], role: str = "shardkv") -> None:
+    def __init__(self, hello: Callable[[], Hello], role: str = "shardkv", *, ssl: ssl.SSLContext | None = None) -> None:
         self._hello = hello
         self._role = role
+        self._ssl = ssl
         self._channels: dict[str, Channel] = {}
         self._dialling: dict[str, asyncio.Lock] = {}
         self._leaders: dict[int, str] = {}
@@ -102,7 +107,7 @@ class GroupCalls:
         async with self._dialling.setdefault(address, asyncio.Lock()):
             channel = self._channels.get(address)
             if channel is None or channel.closed:
-                channel = await Channel.open(address, self._hello())
+                channel = await Channel.open(address, self._hello(), ssl=self._ssl)
                 self._channels[address] = channel
         hello = channel.server_hello
         if hello.role != self._role or hello.gid != gid:
@@ -120,5 +125,8 @@ def _nobody(name: str, addresses: Sequence[str], tried: dict[str, RaftKVError]) 
             return error
     if any(isinstance(error, (NotLeader, OutcomeUnknown)) for error in tried.values()):
         return Unavailable(f"{name} has no leader")
+    for error in tried.values():
+        if isinstance(error, TlsRefused):
+            return Unavailable(f"{name} can't be asked: {error}")
     where = ", ".join(addresses) or "an address that any configuration names"
     return Unavailable(f"{name} does not answer at {where}")

@@ -10,10 +10,8 @@ import asyncio
 from collections.abc import Callable, Hashable
 
 from raftkv.machines.kv import KvMachine
+from raftkv.protocol.limits import LOCK_WAIT_S_MAX
 
-WAIT_S_MAX = 0.4
-"""How long a request waits, whatever it meets meanwhile: less than the patience of a client with a short deadline,
-which comes back when it is told that the key is locked."""
 WAITING_MAX = 4_096
 """Requests that wait; beyond it they are refused at once."""
 
@@ -25,11 +23,11 @@ class Waiting:
 
     __slots__ = ("give_up", "go_on", "is_blocked", "timer")
 
-    def __init__(self, is_blocked: Callable[[], bool], go_on: Step, give_up: Step, timer: asyncio.TimerHandle) -> None:
+    def __init__(self, is_blocked: Callable[[], bool], go_on: Step, give_up: Step) -> None:
         self.is_blocked = is_blocked
         self.go_on = go_on
         self.give_up = give_up
-        self.timer = timer
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class LockWaits:
@@ -47,7 +45,7 @@ class LockWaits:
 
     def deadline_s(self) -> float:
         """Of a request that begins to wait now, in loop time."""
-        return self._loop.time() + WAIT_S_MAX
+        return self._loop.time() + LOCK_WAIT_S_MAX
 
     def has_queue(self, place: Hashable) -> bool:
         return place in self._queues
@@ -60,8 +58,9 @@ class LockWaits:
         if self._count >= WAITING_MAX or deadline_s <= self._loop.time():
             give_up()
             return
-        timer = self._loop.call_at(deadline_s, self._waited_enough, place)
-        self._queues.setdefault(place, {})[Waiting(is_blocked, go_on, give_up, timer)] = None
+        waiting = Waiting(is_blocked, go_on, give_up)
+        waiting.timer = self._loop.call_at(deadline_s, self._waited_enough, place, waiting)
+        self._queues.setdefault(place, {})[waiting] = None
         self._count += 1
 
     def applied(self) -> None:
@@ -84,19 +83,15 @@ class LockWaits:
         queue = self._queues.pop(place)
         self._count -= len(queue)
         for waiting in queue:
-            waiting.timer.cancel()
+            if waiting.timer is not None:
+                waiting.timer.cancel()
         return list(queue)
 
-    def _waited_enough(self, place: Hashable) -> None:
-        """Of the queue's members those whose deadline has come."""
+    def _waited_enough(self, place: Hashable, waiting: Waiting) -> None:
+        """Its own timer says so: the loop's clock may be a step behind it."""
         queue = self._queues[place]
-        now = self._loop.time()
-        late = [waiting for waiting in queue if waiting.timer.when() <= now]
-        for waiting in late:
-            del queue[waiting]
-            waiting.timer.cancel()
-        self._count -= len(late)
+        del queue[waiting]
+        self._count -= 1
         if not queue:
             del self._queues[place]
-        for waiting in late:
-            waiting.give_up()
+        waiting.give_up()

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raftkv.daemons.options import DaemonOptions
 from raftkv.daemons.proposals import propose
@@ -23,13 +23,14 @@ from raftkv.protocol.errors import Malformed, RaftKVError, WrongPeer
 from raftkv.protocol.messages import ConfigReply, Hello, Verb, decode_config_reply
 from raftkv.storage.store import Store
 
+if TYPE_CHECKING:
+    import ssl
+
 log = logging.getLogger(__name__)
 
-LONG_POLL_MS = 5_000
-SWEEP_POLL_MS = 1_000
-"""Pace of logged map times while old sessions are being dropped: each drops a bounded number."""
-LOCKS_POLL_MS = 1_000
-"""Pace of logged map times while explicit locks are held."""
+LONG_POLL_MS = 1_000
+"""So old is what is known of map time, at most, while a controller answers: locks that are taken end by it. Also the
+pace of logged map times while any are held, and while old sessions are being dropped: each drops a bounded number."""
 DRAIN_POLL_MS = 200
 """While the group is drained, and doesn't serve."""
 ANSWER_TIMEOUT_S = 3.0
@@ -45,12 +46,14 @@ Answer = tuple[ShardMap, ConfigReply]
 class ControllerPolls(ABC):
     """Asks one controller after the other, while its group's replica leads.
 
-    `map_time_ms` is the latest that was heard of, `coordinators` the addresses of each group of them, by gid.
+    `map_time_ms` is the latest that was heard of while it leads, 0 before the first; `coordinators` the addresses of
+    each group of them, by gid.
     """
 
     def __init__(self, options: DaemonOptions, store: Store, rng: random.Random) -> None:
         self._name = options.name
         self._controllers = list(options.controllers)
+        self._ssl = options.client_ssl
         self._store = store
         self._rng = rng
         self.map_time_ms = 0
@@ -59,6 +62,7 @@ class ControllerPolls(ABC):
 
     async def follow(self) -> None:
         """Until cancelled."""
+        self.map_time_ms = 0
         loop = asyncio.get_running_loop()
         heard_s = loop.time()
         complained = False
@@ -68,7 +72,7 @@ class ControllerPolls(ABC):
             address = self._controllers[(start + turn) % len(self._controllers)]
             turn += 1
             try:
-                channel = await open_controller(address, self._store.identity.cluster_id)
+                channel = await open_controller(address, self._store.identity.cluster_id, self._ssl)
                 try:
                     while True:
                         await self._poll(channel)
@@ -115,11 +119,7 @@ class MapFollower(ControllerPolls):
 
     async def _poll(self, channel: Channel) -> None:
         machine = self._machine
-        wait_ms = SWEEP_POLL_MS if machine.sweep_pending else LONG_POLL_MS
-        if machine.explicit_locks:
-            wait_ms = LOCKS_POLL_MS
-        if machine.drain_num:
-            wait_ms = DRAIN_POLL_MS
+        wait_ms = DRAIN_POLL_MS if machine.drain_num else LONG_POLL_MS
         config, reply = await self._query(channel, -1, machine.config_num, wait_ms)
         while machine.config_num < config.num:
             num = machine.config_num + 1
@@ -138,9 +138,9 @@ class MapFollower(ControllerPolls):
             await self._log([MAP_TIME, reply.map_time_ms])
 
 
-async def open_controller(address: str, cluster_id: bytes) -> Channel:
+async def open_controller(address: str, cluster_id: bytes, ssl: ssl.SSLContext | None) -> Channel:
     """A channel to the controller at `address`; raise WrongPeer if somebody else lives there."""
-    channel = await Channel.open(address, Hello.of_client(cluster_id))
+    channel = await Channel.open(address, Hello.of_client(cluster_id), ssl=ssl)
     if channel.server_hello.role != "controller":
         channel.close()
         raise WrongPeer(f"{address} is {channel.server_hello}, not a controller")

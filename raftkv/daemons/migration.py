@@ -14,6 +14,7 @@ import random
 from typing import Any
 
 from raftkv.daemons.group_calls import GroupCalls, named_client
+from raftkv.daemons.histogram import LONG_BOUNDS_S, Histogram
 from raftkv.daemons.options import DaemonOptions
 from raftkv.daemons.proposals import propose
 from raftkv.daemons.replica import Replica
@@ -50,6 +51,10 @@ BACKOFF_S_MIN = 0.05
 BACKOFF_S_MAX = 1.0
 THROTTLE_S_MIN = 0.02
 """A debt of less time than this isn't waited for."""
+THROTTLED_S = 1.0
+"""So long after such a wait a copy counts as throttled: in between, it copies a few pages."""
+CLOCK_STEP_S = 0.001
+"""The loop's clock may stand still as long as this: uvloop reads it once a turn, in whole milliseconds."""
 REST_S_MAX = 0.1
 """After a page of the first pass this group's imports rest for as long as it took, and longer by as much as it took
 longer than the quickest one so far: so they notice that clients, or other imports, need the processors and disks.
@@ -61,15 +66,30 @@ FULL_BYTES = 32 * 1024
 class Errand:
     """One shard on its way, or one release: what isn't worth logging about it.
 
-    `waits_for` is one line for people. `attempt` is the number of the next attempt; `frozen` the list for which the
-    holder has said, to this leader, that the shard is frozen; `is_small` what is known of the last pass.
+    `waits_for` is one line for people: why it can't go on. `in_line`: its source has no slot for it yet; it was held
+    back by the throttle until `throttled_s`. `attempt` is the number of the next attempt; `frozen` the list for which
+    the holder has said, to this leader, that the shard is frozen; `is_small` what is known of the last pass.
     """
 
-    __slots__ = ("attempt", "backoff_s", "began_s", "frozen", "is_small", "listed_s", "rows", "size_bytes", "waits_for")
+    __slots__ = (
+        "attempt",
+        "backoff_s",
+        "began_s",
+        "frozen",
+        "in_line",
+        "is_small",
+        "listed_s",
+        "rows",
+        "size_bytes",
+        "throttled_s",
+        "waits_for",
+    )
 
     def __init__(self, now: float) -> None:
         self.began_s = now
         self.waits_for: str | None = None
+        self.in_line = False
+        self.throttled_s = float("-inf")
         self.backoff_s = BACKOFF_S_MIN
         self.attempt = 1
         self.listed_s = float("-inf")
@@ -93,7 +113,7 @@ class Migrations:
         self._tasks = tasks
         self._rng = rng
         self._loop = asyncio.get_running_loop()
-        self._calls = GroupCalls(named_client(options, store))
+        self._calls = GroupCalls(named_client(options, store), ssl=options.client_ssl)
         self.replica: Replica | None = None
         self._seen = -1
         self._running = False
@@ -103,6 +123,10 @@ class Migrations:
         self._paid_until_s = 0.0
         self._copying = asyncio.Lock()
         self._quickest_s = float("inf")
+        self.copied_bytes = 0
+        """Keys and values that have arrived, all passes counted."""
+        self.durations_s = Histogram(LONG_BOUNDS_S)
+        """Of the shards that have arrived, from the first question on; of those that this leader has seen begin."""
 
     def start(self) -> None:
         self._running = True
@@ -136,24 +160,36 @@ class Migrations:
                 self._releases[shard, config_num] = errand, task
 
     def status(self) -> list[dict[str, Any]]:
-        """What is on its way to this group, and what it waits for; empty at a replica that doesn't lead."""
+        """What is on its way to this group, and what it waits for; empty at a replica that doesn't lead.
+
+        `waits_for` is why it can't go on, `slowed_by` why it is in no hurry: nothing is wrong then. Either may be None.
+        """
         found = []
         now = self._loop.time()
+        going_on = {
+            self._machine.holder(shard)
+            for shard, (errand, _) in self._imports.items()
+            if not errand.in_line and errand.waits_for is None
+        }
         for shard, (errand, _) in sorted(self._imports.items()):
+            source_gid = self._machine.holder(shard)
+            # what kept it last time is over when others from there go on
+            waits_for = None if errand.in_line and source_gid in going_on else errand.waits_for
             under_way = self._machine.import_of(shard)
             progress = None if under_way is None else under_way[1]
             config_num = self._machine.owned_since(shard) if under_way is None else under_way[0].config_num
             found.append(
                 {
                     "shard": shard,
-                    "from": self._machine.holder(shard),
+                    "from": source_gid,
                     "to": self._gid,
                     "config_num": config_num,
                     "state": self._machine.state(shard).name.lower(),
                     "phase": _phase(progress),
                     "bytes": 0 if progress is None else progress.size_bytes,
                     "age_s": round(now - errand.began_s, 3),
-                    "waits_for": errand.waits_for,
+                    "waits_for": waits_for,
+                    "slowed_by": self._slowed_by(errand, source_gid, now) if waits_for is None else None,
                 }
             )
         for (shard, config_num), (errand, _) in sorted(self._releases.items()):
@@ -168,9 +204,17 @@ class Migrations:
                     "bytes": 0,
                     "age_s": round(now - errand.began_s, 3),
                     "waits_for": errand.waits_for,
+                    "slowed_by": None,
                 }
             )
         return found
+
+    def _slowed_by(self, errand: Errand, source_gid: int, now: float) -> str | None:
+        if errand.in_line:
+            return f"its turn: {IMPORTS_AT_ONCE} shards are copied from group {source_gid} at the same time"
+        if now < errand.throttled_s + THROTTLED_S:
+            return f"throttled to {self._bytes_per_s / 1e6:.3g} MB/s (--move-bytes-per-s)"
+        return None
 
     # ---- one shard
 
@@ -183,7 +227,10 @@ class Migrations:
 
     async def _import(self, shard: int, errand: Errand) -> None:
         while self._is_wanted(shard):
-            async with self._slots.setdefault(self._machine.holder(shard), asyncio.Semaphore(IMPORTS_AT_ONCE)):
+            slots = self._slots.setdefault(self._machine.holder(shard), asyncio.Semaphore(IMPORTS_AT_ONCE))
+            errand.in_line = slots.locked()
+            async with slots:
+                errand.in_line = False
                 try:
                     while self._is_wanted(shard):
                         await self._step(shard, errand)
@@ -250,7 +297,7 @@ class Migrations:
                 began_s = self._loop.time()
                 size_bytes = await self._copy_page(shard, incarnation, progress, errand)
                 await self._rest(self._loop.time() - began_s, size_bytes)
-        await self._throttle(size_bytes)
+        await self._throttle(size_bytes, errand)
 
     async def _copy_page(self, shard: int, incarnation: Incarnation, progress: ImportProgress, errand: Errand) -> int:
         """Its size in bytes."""
@@ -267,6 +314,7 @@ class Migrations:
         errand.rows += len(page.rows)
         size_bytes = sum(len(suffix) + len(row or b"") for suffix, row in page.rows)
         errand.size_bytes += size_bytes
+        self.copied_bytes += size_bytes
         await self._chunk(shard, incarnation, progress, page)
         if page.cursor is None:
             errand.is_small = errand.rows <= SMALL_ROWS and errand.size_bytes <= SMALL_BYTES
@@ -300,6 +348,7 @@ class Migrations:
             last_delete_revision, floor_ms, map_time_ms,
         )  # fmt: skip
         took_s = self._loop.time() - errand.began_s
+        self.durations_s.observe(took_s)
         log.info("%s: shard %d has arrived from group %d after %.1f s", self._name, shard, source_gid, took_s)
 
     async def _drop(self, shard: int, incarnation: Incarnation, progress: ImportProgress, errand: Errand) -> None:
@@ -370,17 +419,18 @@ class Migrations:
             self._quickest_s = min(self._quickest_s, took_s)
         await asyncio.sleep(rest_s(took_s, self._quickest_s))
 
-    async def _throttle(self, size_bytes: int) -> None:
+    async def _throttle(self, size_bytes: int, errand: Errand) -> None:
         """Keep all imports together below the rate."""
         now = self._loop.time()
         self._paid_until_s = max(now, self._paid_until_s) + size_bytes / self._bytes_per_s
         if self._paid_until_s - now > THROTTLE_S_MIN:
+            errand.throttled_s = self._paid_until_s
             await asyncio.sleep(self._paid_until_s - now)
 
 
 def rest_s(took_s: float, quickest_s: float) -> float:
-    """How long to rest after a page that took `took_s`."""
-    slowness = max(1.0, took_s / quickest_s)
+    """How long to rest after a page that took `took_s`; what the loop's clock can't tell from nothing is 0."""
+    slowness = max(1.0, took_s / max(quickest_s, CLOCK_STEP_S))
     return min(took_s * slowness, REST_S_MAX)
 
 

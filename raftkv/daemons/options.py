@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from raftkv.machines.slots import SLOTS
 from raftkv.protocol.addresses import parse_address
 from raftkv.protocol.errors import BadRequest
 from raftkv.storage.wal import SEGMENT_BYTES
+
+if TYPE_CHECKING:
+    import ssl
+
+    from raftkv.protocol.tls import Tls
 
 SNAPSHOT_BYTES_DEFAULT = 16 * 1024 * 1024
 SNAPSHOT_ENTRIES_DEFAULT = 200_000
@@ -26,7 +32,7 @@ class DaemonOptions:
     `peers` maps every replica id of the group, this one's included, to its HOST:PORT. `snapshot_bytes`
     and `snapshot_entries` bound the log kept since the last flush of the engine, so also what a
     restart replays. `cache_bytes` is the engine's block cache, `wal_segment_bytes` the size of one file of the log.
-    `move_bytes_per_s` bounds what a group takes in of the shards that move to it.
+    `move_bytes_per_s` bounds what a group takes in of the shards that move to it. With `tls` every connection is TLS.
     """
 
     role: str
@@ -36,6 +42,7 @@ class DaemonOptions:
     data_dir: str
     gid: int = 0
     advertise: str | None = None
+    metrics_listen: str | None = None
     controllers: tuple[str, ...] = ()
     shards: int = 10
     snapshot_entries: int = SNAPSHOT_ENTRIES_DEFAULT
@@ -46,6 +53,7 @@ class DaemonOptions:
     move_bytes_per_s: int = MOVE_BYTES_PER_S_DEFAULT
     log_level: str = "info"
     log_format: str = "text"
+    tls: Tls | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ("controller", "shardkv", "coordinator"):
@@ -65,6 +73,10 @@ class DaemonOptions:
             _check_address(address, "--controllers")
         if self.advertise is not None:
             _check_address(self.advertise, "--advertise")
+        if self.metrics_listen is not None:
+            _check_address(self.metrics_listen, "--metrics-listen")
+            if self.metrics_listen == self.listen:
+                raise BadOptions("--metrics-listen is the same address as --listen; choose another port")
         if self.role != "controller":
             if self.gid <= 0:
                 raise BadOptions(f"--gid must be at least 1, not {self.gid}")
@@ -83,6 +95,11 @@ class DaemonOptions:
     def address(self) -> str:
         """Where clients are sent to reach this replica."""
         return self.advertise or self.peers[self.replica]
+
+    @property
+    def client_ssl(self) -> ssl.SSLContext | None:
+        """For the connections that this replica dials."""
+        return self.tls.client if self.tls is not None else None
 
     @property
     def name(self) -> str:

@@ -76,6 +76,7 @@ class Peers:
             on_up=partial(self._link_up, peer),
             on_down=partial(self._link_down, peer),
             on_refused=partial(self._link_refused, peer),
+            ssl=self._options.client_ssl,
         )
 
     # ---- life
@@ -143,6 +144,7 @@ class Peers:
         self._inbound[hello.replica] = connection
         connection.send(encode_hello_reply(self.hello()))
         self._heard(hello)
+        self._links[hello.replica].hurry()
         return hello.replica
 
     def inbound_lost(self, peer: int, connection: Connection) -> None:

@@ -2,26 +2,37 @@
 
 SIGTERM and SIGINT hand leadership over, finish what is in flight and exit 0; a second one ends the
 process at once. A failure of the disk ends it at once with status 1 and one line on stderr.
+
+When all is closed the process ends without the interpreter's way out, which would wait for each name that is still
+being looked up, by a thread that nobody can stop: 10 s and more where no name server answers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
 from raftkv.daemons.daemon import Daemon
 from raftkv.daemons.failpoints import from_environment
-from raftkv.daemons.logs import configure_logging
+from raftkv.daemons.logs import configure_logging, say_last
 from raftkv.daemons.options import DaemonOptions
+from raftkv.daemons.service import Session
 from raftkv.storage.disk import OsDisk
 from raftkv.storage.errors import StorageError
 from raftkv.storage.rocks import RocksEngine
+
+if TYPE_CHECKING:
+    from raftkv.daemons.meters import Meters
+    from raftkv.daemons.metrics import MetricsServer
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +42,8 @@ GC_YOUNG_MAX = 50_000
 
 def run_daemon(options: DaemonOptions, on_ready: Callable[[str], None]) -> int:
     """Run until a signal ends it; return the exit status. `on_ready` gets the line that says so."""
-    configure_logging(options.log_level, options.log_format)
+    who = {"role": options.role, "gid": options.gid, "replica": options.replica}
+    configure_logging(options.log_level, options.log_format, who)
     gc.set_threshold(GC_YOUNG_MAX, 20, 100)
     return _runner(_main(options, on_ready))
 
@@ -63,33 +75,62 @@ async def _main(options: DaemonOptions, on_ready: Callable[[str], None]) -> int:
         failpoints = from_environment(lambda text: _end(f"{options.name}: {text}", 1))
     except ValueError as error:
         return _complain(str(error))
-    disk = OsDisk()
+    meters: Meters | None = None
+    if options.metrics_listen is not None:
+        from raftkv.daemons.meters import Meters
+
+        meters = Meters(time.perf_counter)
+    disk = OsDisk() if meters is None else meters.disk
     daemon = Daemon(
         options,
         disk,
-        lambda directory: RocksEngine(directory, cache_bytes=options.cache_bytes),
+        partial(RocksEngine if meters is None else meters.engine.engine, cache_bytes=options.cache_bytes),
         lambda text: _end(text, 1),
         os.getpid(),
         failpoints,
+        Session if meters is None else meters.requests.session,
     )
+    metrics: MetricsServer | None = None
+    if meters is not None and options.metrics_listen is not None:
+        from raftkv.daemons.metrics import MetricsServer
+
+        metrics = MetricsServer(daemon, meters)
+        try:
+            await metrics.listen(options.metrics_listen)
+        except OSError as error:
+            return _cant_listen(options.name, f"{options.metrics_listen} for metrics", error)
     try:
         await daemon.start()
     except StorageError as error:
         return _complain(f"{options.name}: {error}")
     except OSError as error:
-        return _complain(f"{options.name}: can't listen on {options.listen}: {error.strerror or error}")
+        return _cant_listen(options.name, options.listen, error)
     gc.collect()
     gc.freeze()
     on_ready(f"raftkv {options.name} is ready on {options.listen}")
     await stopping.wait()
     await daemon.stop()
+    if metrics is not None:
+        metrics.close()
     log.info("%s: stopped", options.name)
     disk.close()
-    return 0
+    _leave()
+
+
+def _leave() -> NoReturn:
+    """Everything is closed, and what was printed goes out."""
+    for output in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            output.flush()
+    os._exit(0)
+
+
+def _cant_listen(name: str, where: str, error: OSError) -> int:
+    return _complain(f"{name}: can't listen on {where}: {error.strerror or error}")
 
 
 def _complain(text: str) -> int:
-    sys.stderr.write(f"raftkv: {text}\n")
+    say_last(text)
     return 1
 
 
@@ -106,6 +147,6 @@ def _unexpected(name: str, loop: asyncio.AbstractEventLoop, context: dict[str, o
 
 def _end(text: str, status: int) -> None:
     """Leave without cleaning up, as a crash would."""
-    sys.stderr.write(f"raftkv: {text}\n")
+    say_last(text)
     sys.stderr.flush()
     os._exit(status)

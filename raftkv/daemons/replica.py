@@ -129,6 +129,13 @@ class Replica:
         self._stopped = False
         self._closing = False
 
+        self.behind_since_s: float | None = None
+        """Since when something committed waits to be applied, in loop time; None if nothing does."""
+        self.leader_changes = 0
+        self.failed = 0
+        """Commands that were not logged, or whose fate is unknown here."""
+        self._known_leader: int | None = None
+
         self.compaction = Compaction(self, tasks, snapshot_bytes, snapshot_entries)
         self.snapshots = SnapshotTransfers(self, tasks)
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
@@ -186,13 +193,13 @@ class Replica:
     def submit(self, raw: bytes, command: list[Any], deliver: Deliver, token: Any) -> None:
         """Queue a valid command, `raw` its encoding, for the log; `deliver` gets its result array, or an error."""
         if self.raft.role != "leader":
-            deliver(token, self.not_leader())
+            self._fail([(deliver, token)], self.not_leader())
         elif self._closing or self._stopped:
-            deliver(token, ShuttingDown())
+            self._fail([(deliver, token)], ShuttingDown())
         elif len(self._raw) >= PENDING_COMMANDS_MAX or self._pending_bytes >= PENDING_BYTES_MAX:
-            deliver(token, Busy("too many commands wait for the log"))
+            self._fail([(deliver, token)], Busy("too many commands wait for the log"))
         elif self._stalled is not None:
-            deliver(token, Busy("the storage engine is stalled"))
+            self._fail([(deliver, token)], Busy("the storage engine is stalled"))
         else:
             self._raw.append(raw)
             self._commands.append(command)
@@ -341,8 +348,18 @@ class Replica:
             else:
                 self._waiters[entry.index] = (entry.term, waiters)
                 continue
-            for deliver, token in waiters:
-                deliver(token, error)
+            self._fail(waiters, error)
+
+    def _fail(self, submitters: list[Waiter], error: RaftKVError) -> None:
+        """Tell those who submitted commands what has become of them."""
+        self.failed += len(submitters)
+        for deliver, token in submitters:
+            deliver(token, error)
+
+    @property
+    def pending(self) -> int:
+        """Commands that wait for a place in the log, or to be committed and applied."""
+        return len(self._raw) + sum(len(waiters) for _, waiters in self._waiters.values())
 
     def _fitting(self) -> int:
         """How many of the pending commands fit into one entry; at least one."""
@@ -359,14 +376,14 @@ class Replica:
         self._raw, self._commands, self._submitters, self._pending_bytes = [], [], [], 0
         reads, self._reads = self._reads + self._forwarded_reads, []
         self._forwarded_reads = []
-        for deliver, token in waiters[: len(raw)] + reads:
+        self._fail(waiters[: len(raw)], pending_error)
+        for deliver, token in reads:
             deliver(token, pending_error)
         unknown = OutcomeUnknown("the leader changed before this write was known to be committed")
         for index, (term, waiting) in list(self._waiters.items()):
             if below_term is None or term < below_term:
                 del self._waiters[index]
-                for deliver, token in waiting:
-                    deliver(token, unknown)
+                self._fail(waiting, unknown)
         if below_term is None:
             registered, self._read_waiters = self._read_waiters, {}
             for waiting in registered.values():
@@ -462,6 +479,10 @@ class Replica:
                 self._apply_scheduled = True
                 self._loop.call_soon(self._apply_later)
                 break
+        if not queue and self._stalled is None:
+            self.behind_since_s = None
+        elif self.behind_since_s is None:
+            self.behind_since_s = slice_end_s
         self.raft.applied(self._applied_index)
         self.compaction.consider()
         self.on_applied()
@@ -507,9 +528,7 @@ class Replica:
                 for (deliver, token), result in zip(waiters, results, strict=True):
                     deliver(token, result)
             else:
-                unknown = OutcomeUnknown("another leader's entry took this write's place")
-                for deliver, token in waiters:
-                    deliver(token, unknown)
+                self._fail(waiters, OutcomeUnknown("another leader's entry took this write's place"))
         return True
 
     @property
@@ -525,6 +544,9 @@ class Replica:
     # ---- changes of the group
 
     def _role_changed(self, action: act.RoleChanged) -> None:
+        if action.leader is not None and action.leader != self._known_leader:
+            self._known_leader = action.leader
+            self.leader_changes += 1
         leader = None if action.leader is None else self._address_of(action.leader)
         log.info("%s: %s in term %d, leader %s", self.name, action.role, action.term, leader or "unknown")
         if action.role == "leader":
@@ -554,6 +576,7 @@ class Replica:
         """A snapshot through `index` is in place of the engine's state: start again from it."""
         self._apply_queue.clear()
         self._stalled = None
+        self.behind_since_s = None
         self._applied_index = index
         self.machine.load(self.store.engine)
         self.compaction.deleted(self.machine.dead_ranges())

@@ -29,6 +29,10 @@ from raftkv.protocol.messages import (
 
 log = logging.getLogger(__name__)
 
+SAY_AGAIN_S = 600.0
+"""The log says once in this time that somebody is refused for the same reason."""
+SAID_MAX = 1_000
+
 Verb = Callable[["Session", int, list[Any]], None]
 """Called as verb(session, request_id, body); a RaftKVError that it raises is the answer."""
 
@@ -41,6 +45,9 @@ class Session:
     """
 
     __slots__ = ("_backlog", "connection")
+
+    begin: Callable[[int, int], None] | None = None
+    """Called with id and verb of each request that comes in, where requests are measured."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -89,12 +96,20 @@ class Session:
 class Service:
     """All connections of one daemon: gives each new one its handlers."""
 
-    def __init__(self, peers: Peers, verbs: Mapping[int, Verb], name: str) -> None:
+    def __init__(
+        self,
+        peers: Peers,
+        verbs: Mapping[int, Verb],
+        name: str,
+        make_session: Callable[[Connection], Session] = Session,
+    ) -> None:
+        self._make_session = make_session
         self._peers = peers
         self._verbs = verbs
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._handshakes: dict[Connection, asyncio.TimerHandle] = {}
+        self._said_s: dict[tuple[str, str], float] = {}
 
     def accept(self, connection: Connection) -> None:
         """A stranger has connected: it must say hello first, and soon."""
@@ -117,7 +132,18 @@ class Service:
 
     def _stranger_lost(self, connection: Connection, error: Exception | None) -> None:
         self._end_handshake(connection)
-        self._log_loss(connection, error)
+        if isinstance(error, RaftKVError) and not self._said_lately(connection.peername.rpartition(":")[0], str(error)):
+            self._log_loss(connection, error)
+
+    def _said_lately(self, host: str, text: str) -> bool:
+        """Whether this was said of somebody at `host` already: whoever is refused tries again every second."""
+        now = self._loop.time()
+        if now - self._said_s.get((host, text), float("-inf")) < SAY_AGAIN_S:
+            return True
+        if len(self._said_s) >= SAID_MAX:
+            self._said_s.clear()
+        self._said_s[host, text] = now
+        return False
 
     def _log_loss(self, connection: Connection, error: Exception | None) -> None:
         if isinstance(error, RaftKVError):
@@ -151,11 +177,14 @@ class Service:
             raise BadVersion(PROTOCOL_VERSION, hello.version)
         if mine.cluster_id and hello.cluster_id and mine.cluster_id != hello.cluster_id:
             raise WrongCluster(mine.cluster_id, hello.cluster_id)
-        session = Session(connection)
+        session = self._make_session(connection)
+        begin = session.begin
         verbs = self._verbs
 
         def on_frame(_: Connection, frame: list[Any]) -> None:
             request_id, verb, body = decode_request(frame)
+            if begin is not None:
+                begin(request_id, verb)
             try:
                 handler = verbs.get(verb)
                 if handler is None:

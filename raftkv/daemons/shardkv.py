@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from raftkv.daemons.tasks import Tasks
 from raftkv.machines import moves as op
 from raftkv.machines.kv import DRAIN, MAP_TIME, KvMachine
 from raftkv.machines.machine import Command, decode_command
-from raftkv.machines.results import LOCKED, raise_if_refused
+from raftkv.machines.results import ABORTED, CONFLICT, LOCKED, OK, raise_if_refused
 from raftkv.machines.txn_commands import (
     TXN_BEAT,
     TXN_COMMIT,
@@ -79,6 +80,8 @@ class ShardKvRole:
         self._doubting: asyncio.Task[None] | None = None
         self._waits = LockWaits(self.machine)
         self._failpoints = failpoints
+        self.commits: Counter[str] = Counter()
+        """Transactions of this group alone, by how the COMMIT was answered: committed, aborted or failed."""
         self.verbs: dict[int, Verb] = {
             messages.Verb.WRITE: self._write,
             messages.Verb.READ: self._read,
@@ -112,6 +115,15 @@ class ShardKvRole:
             "explicit_locks": self.machine.explicit_locks,
             "waiting_for_locks": len(self._waits),
         }
+
+    @property
+    def migrations(self) -> Migrations:
+        return self._migrations
+
+    @property
+    def waiting_for_locks(self) -> int:
+        """Requests that wait for a lock to go."""
+        return len(self._waits)
 
     # ---- events of the replica
 
@@ -193,6 +205,8 @@ class ShardKvRole:
         raise_if_refused(refuse_txn_shape(command, self.machine.shard_count))
         self._check_served(command)
         op = command[0]
+        if op == TXN_LOCK and not self._follower.map_time_ms:  # it would end at once when the time is known
+            raise Unavailable("no controller has told this leader yet by which time a lock ends")
         if op in (TXN_LOCK, TXN_BEAT) and self._follower.map_time_ms > self.machine.map_time_ms:
             # what they set the end of counts from now, not from the last map time that was logged
             time = [MAP_TIME, self._follower.map_time_ms]
@@ -201,10 +215,21 @@ class ShardKvRole:
             replica.submit(raw, command, self._lock_answered, (session, request_id, raw, command, 0.0))
         elif op in _PLACES:
             before, after = _PLACES[op]
-            deliver = partial(self._failpoints.pass_by, after, session.deliver)
+            answer = partial(self._committed, session) if op == TXN_COMMIT else session.deliver
+            deliver = partial(self._failpoints.pass_by, after, answer)
             self._failpoints.pass_by(before, replica.submit, raw, command, deliver, request_id)
         else:
             replica.submit(raw, command, session.deliver, request_id)
+
+    def _committed(self, session: Session, request_id: int, result: Any) -> None:
+        if type(result) is not list:
+            outcome = "failed"
+        elif result[0] == OK:
+            outcome = "committed"
+        else:
+            outcome = "aborted" if result[0] in (CONFLICT, ABORTED) else "failed"
+        self.commits[outcome] += 1
+        session.deliver(request_id, result)
 
     def _check_served(self, command: Command) -> None:
         """Raise WrongGroup where the log would say the same: of a decision only if it is about nothing here."""
@@ -339,7 +364,7 @@ def _scan(machine: KvMachine, engine: StorageEngine, request: ScanBody) -> Any:
 def _outcome(machine: KvMachine, engine: StorageEngine, request: OutcomeBody) -> Any:
     outcome = machine.outcome(engine, request.shard, request.txid)
     if outcome is None:
-        return None
+        return [int(State.BEGUN), 0] if machine.holds_locks(request.shard, request.txid) else None
     return [int(State.COMMITTED if outcome.committed else State.ABORTED), outcome.revision]
 
 

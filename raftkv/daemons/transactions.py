@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from hashlib import blake2b
 from itertools import islice
@@ -89,9 +90,10 @@ Waiter = tuple[Session, int, bool]
 
 
 class Work:
-    """One transaction that hasn't come to its end; what isn't in the log of it."""
+    """One transaction that hasn't come to its end; what isn't in the log of it. `unvoted`: the parts of the shards that
+    haven't said yes yet."""
 
-    __slots__ = ("branches", "digest", "parts", "shards", "size_bytes", "state", "txid", "waiters")
+    __slots__ = ("branches", "digest", "parts", "shards", "size_bytes", "state", "txid", "unvoted", "waiters")
 
     def __init__(self, txid: bytes, digest: bytes, shards: Sequence[int], parts: list[Any], size_bytes: int) -> None:
         self.txid = txid
@@ -102,6 +104,7 @@ class Work:
         self.state = TxnState.BEGUN
         self.waiters: list[Waiter] = []
         self.branches: list[asyncio.Task[None]] = []
+        self.unvoted: dict[int, Any] = {}
 
 
 class Transactions:
@@ -126,9 +129,11 @@ class Transactions:
         self._rng = rng
         self._failpoints = failpoints
         self._loop = asyncio.get_running_loop()
-        self._calls = GroupCalls(named_client(options, store))
+        self._calls = GroupCalls(named_client(options, store), ssl=options.client_ssl)
         self.replica: Replica | None = None
         self.term: int | None = None
+        self.ended: Counter[TxnState] = Counter()
+        """Transactions that this process has driven to a decision, by what it was."""
         self._forget()
 
     def _forget(self) -> None:
@@ -316,7 +321,9 @@ class Transactions:
 
     def _decided(self, work: Work, state: TxnState, refusal: RaftKVError | None) -> None:
         work.state = state
+        self.ended[state] += 1
         work.parts = []
+        work.unvoted = {}
         self._size_bytes -= work.size_bytes
         work.size_bytes = 0
         waiters, work.waiters = work.waiters, []
@@ -337,9 +344,9 @@ class Transactions:
 
     def _ask_for_votes(self, work: Work) -> Verdict:
         verdict: Verdict = self._loop.create_future()
-        left = {part[0]: part for part in work.parts}
-        if left:
-            self._branch(work, self._vote(work, list(left), left, verdict))
+        work.unvoted = {part[0]: part for part in work.parts}
+        if work.unvoted:
+            self._branch(work, self._vote(work, list(work.unvoted), verdict))
         else:
             verdict.set_result(Aborted("its content is not known any more"))
         return verdict
@@ -350,17 +357,20 @@ class Transactions:
             async with asyncio.timeout(PREPARE_TIMEOUT_S):
                 return await verdict
         except TimeoutError:
-            return Aborted(f"not every shard has voted within {PREPARE_TIMEOUT_S:g} s")
+            groups = sorted(self._places.by_group(work.unvoted))
+            which = f"group {groups[0]} has" if len(groups) == 1 else f"groups {', '.join(map(str, groups))} have"
+            return Aborted(f"{which} not voted within {PREPARE_TIMEOUT_S:g} s")
         finally:
             self._end_branches(work)
 
-    async def _vote(self, work: Work, shards: list[int], left: dict[int, Any], verdict: Verdict) -> None:
+    async def _vote(self, work: Work, shards: list[int], verdict: Verdict) -> None:
         """Ask the groups that have these shards, until they have voted; several at the same time."""
+        left = work.unvoted
         backoff_s = BACKOFF_S_MIN
         while not verdict.done():
             (gid, mine), *others = self._places.by_group(shards).items()
             for _, theirs in others:
-                self._branch(work, self._vote(work, theirs, left, verdict))
+                self._branch(work, self._vote(work, theirs, verdict))
             shards = mine
             try:
                 parts = [left[shard] for shard in shards]
@@ -372,7 +382,7 @@ class Transactions:
             except WrongGroup as error:
                 if len(shards) > 1:  # it doesn't say which
                     for shard in shards[1:]:
-                        self._branch(work, self._vote(work, [shard], left, verdict))
+                        self._branch(work, self._vote(work, [shard], verdict))
                     shards = shards[:1]
                     continue
                 self._places.not_here(shards[0], gid, error.holder_gid)

@@ -119,6 +119,11 @@ class SessionedMachine(ABC):
         return self._sessions.sweep_pending
 
     @property
+    def sessions_in_memory(self) -> int:
+        """How many rows of sessions are cached: of the clients that wrote lately, one for each shard."""
+        return self._sessions.cached_rows
+
+    @property
     def map_time_ms(self) -> int:
         """A lower bound of the controllers' replicated time, in ms."""
         return self._map_time_ms

@@ -7,9 +7,9 @@
     TXN_LOCK     txid, age, shard, keys             explicit locks
     TXN_BEAT     txid, shards                       the client that holds them is alive
 
-A txid is 16 bytes: the map time at which its client made it, in ms, and 8 random ones. `age` is the txid of the first
-attempt. A part is [shard, reads, writes], reads [key, version] and writes [key, value or nil: delete], each key once.
-`coordinator` is the gid of the coordinators' group.
+A txid is 16 bytes: the map time at which its client made it, in ms, and 8 random ones. `age` is of the same form: when
+it, or the first attempt that locked, first asked for a lock. A part is [shard, reads, writes], reads [key, version] and
+writes [key, value or nil: delete], each key once. `coordinator` is the gid of the coordinators' group.
 """
 
 from __future__ import annotations

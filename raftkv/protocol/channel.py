@@ -20,6 +20,7 @@ from raftkv.protocol.errors import (
     Malformed,
     NoAnswer,
     RaftKVError,
+    TlsRefused,
 )
 from raftkv.protocol.limits import CONNECT_TIMEOUT_S
 from raftkv.protocol.messages import (
@@ -56,9 +57,10 @@ async def dial(
     connection: Connection | None = None
     try:
         async with asyncio.timeout(timeout_s):
-            _, connection = await loop.create_connection(
-                factory, host, port, ssl=ssl, server_hostname=host if ssl is not None else None
-            )
+            if ssl is None:
+                _, connection = await loop.create_connection(factory, host, port)
+            else:
+                connection = await _connect_with_tls(factory(), host, port, ssl)
             connection.send(hello())
             await greeting
     except TimeoutError:
@@ -66,6 +68,8 @@ async def dial(
         raise ConnectFailed(address, f"{step} within {timeout_s:g} s") from None
     except OSError as error:
         raise ConnectFailed(address, _os_reason(error)) from None
+    except UnicodeError:
+        raise ConnectFailed(address, "this can't be the name of a host") from None
     except ConnectionLost as error:
         raise ConnectFailed(address, error.reason) from None
     finally:
@@ -74,6 +78,14 @@ async def dial(
             greeting.cancel()  # nobody waits for it any more, whatever may still come
         if connection is not None and not good:
             connection.abort()
+    return connection
+
+
+async def _connect_with_tls(connection: Connection, host: str, port: int, context: ssl.SSLContext) -> Connection:
+    """Connect; what is sent leaves when the handshake has ended."""
+    from raftkv.protocol.tls_layer import TlsLayer
+
+    await asyncio.get_running_loop().create_connection(lambda: TlsLayer(connection, context, host), host, port)
     return connection
 
 
@@ -238,6 +250,8 @@ class Channel:
 
 def _as_refusal(address: str, error: RaftKVError) -> RaftKVError:
     """Nonsense in place of a hello isn't a lost connection: somebody else lives there."""
+    if isinstance(error, TlsRefused):
+        return TlsRefused(error.reason, address)
     if isinstance(error, Malformed):
         return HandshakeRefused(f"{address} doesn't speak RaftKV's protocol ({error}); check the address")
     return error

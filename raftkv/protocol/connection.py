@@ -266,10 +266,20 @@ class Server:
         label: str = "server",
         connections_max: int = CONNECTIONS_MAX,
     ) -> Server:
-        """Raise OSError if the address can't be had. Port 0 takes a free one: see `port`."""
+        """Raise OSError if the address can't be had. Port 0 takes a free one: see `port`.
+
+        With `ssl` a connection whose handshake fails is lost with a TlsRefused.
+        """
         server = cls(on_connection, label=label, connections_max=connections_max)
+        factory: Callable[[], asyncio.Protocol] = server._factory
+        if ssl is not None:
+            from raftkv.protocol.tls_layer import TlsLayer
+
+            def factory() -> asyncio.Protocol:
+                return TlsLayer(server._factory(), ssl)
+
         loop = asyncio.get_running_loop()
-        server._server = await loop.create_server(server._factory, host, port, ssl=ssl, backlog=1024)
+        server._server = await loop.create_server(factory, host, port, backlog=1024)
         return server
 
     @property

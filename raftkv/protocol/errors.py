@@ -34,7 +34,8 @@
     │   ├── WrongCluster          14
     │   ├── WrongPeer             15
     │   ├── ReplicaMustBeReplaced 16
-    │   └── BadVersion            17
+    │   ├── BadVersion            17
+    │   └── TlsRefused            31
     ├── Malformed                 24   never      bytes that aren't our protocol
     ├── ConnectionLost             –   redirect   client side: it broke after the request was sent
     │   └── NoAnswer               –   redirect   client side: sent, but no reply came in time
@@ -493,6 +494,23 @@ class BadVersion(HandshakeRefused):
             f"protocol version {self.yours} was offered, {self.mine} is spoken here; "
             "use the same release of raftkv on both sides"
         )
+
+
+class TlsRefused(HandshakeRefused):
+    """Only one end speaks TLS, or one doesn't accept the other's certificate.
+
+    `reason` is what is to be said of the other end, as in "does not speak TLS"; `subject` is what it is called.
+    """
+
+    code: ClassVar[int] = 31
+
+    def __init__(self, reason: str, subject: str = "it") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.subject = subject
+
+    def __str__(self) -> str:
+        return f"{self.subject} {self.reason}"
 
 
 class NoSuchGroup(BadRequest):

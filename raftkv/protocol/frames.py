@@ -18,6 +18,9 @@ from raftkv.protocol.limits import ARRAY_LEN_MAX, FRAME_BYTES_MAX, MAP_LEN_MAX
 LENGTH = struct.Struct(">I")
 LENGTH_BYTES = LENGTH.size
 
+TLS_RECORDS = (0x1503, 0x1603)
+"""The first two bytes of an alert and of a hello (RFC 8446, 5.1): lengths far beyond any limit."""
+
 _pack_length = LENGTH.pack
 _unpack_length = LENGTH.unpack_from
 _unpack = msgpack.unpackb
@@ -92,6 +95,8 @@ class FrameParser:
                 start = position + LENGTH_BYTES
                 length = _unpack_length(data, position)[0]
                 if length > self._bytes_max:
+                    if length >> 16 in TLS_RECORDS:
+                        raise Malformed("TLS, which this end doesn't speak (--tls-cert, --tls-key, --tls-ca)")
                     raise Malformed(f"a frame of {length} bytes exceeds the limit of {self._bytes_max}")
                 if start + length > size:
                     self._wanted_bytes = LENGTH_BYTES + length

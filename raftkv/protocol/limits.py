@@ -48,6 +48,10 @@ SCAN_PAIRS_MAX = 10_000
 SCAN_BYTES_MAX = 4 * 1024 * 1024
 """One page of a scan. A single pair always fits, so a page may exceed the bytes asked for by one pair."""
 
+LOCK_WAIT_S_MAX = 0.4
+"""How long a group keeps a request that waits for a lock, whatever it meets meanwhile, before it says who holds it. A
+client's attempts are longer than that, so it always hears it; then it asks again."""
+
 CONFIG_WAIT_MS_MAX = 60_000
 """How long one long poll for a configuration may be held."""
 
@@ -63,6 +67,9 @@ CONNECTIONS_MAX = 10_000
 """Accepted connections of one server."""
 
 CONNECT_TIMEOUT_S = 1.0
+DIAL_PATIENCE_S = 0.25
+"""How long a request waits for a connection to one replica while there are others to ask; dialling goes on. Whoever
+dials an address that has just vanished, as a stopped container's does, hears nothing at all."""
 HELLO_TIMEOUT_S = 3.0
 """A stranger who doesn't say hello in this time is cut off."""
 

@@ -66,6 +66,7 @@ class PeerLink:
         self._greeting: asyncio.Future[Hello] | None = None
         self._lost: asyncio.Future[None] | None = None
         self._refusal: RaftKVError | None = None
+        self._pause: asyncio.Future[None] | None = None
         self._generation = 0
 
     @property
@@ -89,6 +90,11 @@ class PeerLink:
             return False
         connection.send(frame)
         return True
+
+    def hurry(self) -> None:
+        """The peer has given a sign of life: if the link waits before the next dial, it dials now."""
+        if self._pause is not None and not self._pause.done():
+            self._pause.set_result(None)
 
     def reconnect(self) -> None:
         """Dial again, with a new hello; what is queued still leaves."""
@@ -137,8 +143,10 @@ class PeerLink:
             if self._refusal is not None:
                 self._on_refused(self._refusal)
                 backoff_s = BACKOFF_S_MAX
-            await asyncio.sleep(backoff_s * (0.5 + self._rng.random() / 2))
-            backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
+            self._pause = loop.create_future()
+            await asyncio.wait([self._pause], timeout=backoff_s * (0.5 + self._rng.random() / 2))
+            backoff_s = BACKOFF_S_MIN if self._pause.done() else min(2 * backoff_s, BACKOFF_S_MAX)
+            self._pause = None
 
     async def _use(self, connection: Connection, reply: Hello, lost: asyncio.Future[None]) -> None:
         """The link is up until `lost`. Raise RaftKVError if the owner doesn't want this peer."""

@@ -116,7 +116,7 @@ class Cluster:
         disk_profile = DiskProfile(draw(rng, disk.sync_ms) / 1000, draw(rng, disk.jitter_ms) / 1000, disk.spike)
         network = Network(scheduler, World(scheduler, None, seed, disk_profile).rng("network"), profile)  # type: ignore[arg-type]
         network.on_event = probes.hit
-        self.world = World(scheduler, network, seed, disk_profile)
+        self.world = World(scheduler, network, seed, disk_profile, plan.clock_step_ms / 1000)
         self.violations: list[str] = []
         controllers = {number: f"c{number}:{PORT}" for number in range(plan.controllers)}
         self.controllers = tuple(controllers.values())

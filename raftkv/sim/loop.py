@@ -17,6 +17,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from heapq import heappop, heappush
+from math import floor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raftkv.sim.scheduler import Scheduler
@@ -117,6 +118,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.interface = interface
         self.slowness = 1.0
         """How many times slower than usual the CPU is."""
+        self.clock_step_s = 0.0
+        """What its clock and its timers count in, rounded as uvloop does it, so that a timer may come a little early. 0
+        is as fine as can be."""
         self.after_turn: Callable[[], None] | None = None
         self.turns = 0
         self.alive = True
@@ -243,10 +247,12 @@ class SimLoop(asyncio.AbstractEventLoop):
     # ---- what asyncio asks of a loop
 
     def time(self) -> float:
+        now = self.scheduler.now
         if self._running:
             self._spent_s += CLOCK_COST_S
-            return self.clock.local(self.scheduler.now + self._spent_s * self.slowness)
-        return self.clock.local(self.scheduler.now)
+            now += self._spent_s * self.slowness
+        local = self.clock.local(now)
+        return floor(local / self.clock_step_s) * self.clock_step_s if self.clock_step_s else local
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
@@ -271,6 +277,9 @@ class SimLoop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> SimHandle:
+        if self.clock_step_s:
+            now = self.time()
+            when = now + round((when - now) / self.clock_step_s) * self.clock_step_s
         handle = SimHandle(when, callback, args, context)
         if self.alive:
             self._timer_sequence = sequence = self._timer_sequence + 1

@@ -33,6 +33,7 @@ class World:
     network: Network
     seed: str
     disk_profile: DiskProfile
+    clock_step_s: float = 0.0
 
     def rng(self, purpose: str) -> random.Random:
         """A generator of its own for each purpose: one more draw here changes nothing there."""
@@ -71,6 +72,7 @@ class Process:
         )
         interface.loop = self.loop = loop
         loop.slowness = self.slowness
+        loop.clock_step_s = self.world.clock_step_s
         self.world.scheduler.note(b"start %s" % self.host.encode())
         loop.post(self._enter, main)
         return loop

@@ -26,7 +26,8 @@ class ScenarioError(ValueError):
 @dataclass(frozen=True)
 class ClusterPlan:
     """How many of what; `coordinators` decide transactions over several groups. `snapshot_…` and
-    `wal_segment_kib` bound the log, so that snapshots and rolls happen."""
+    `wal_segment_kib` bound the log, so that snapshots and rolls happen. `clock_step_ms` is what the loops' clocks count
+    in: uvloop's count whole milliseconds, asyncio's own are finer (0)."""
 
     controllers: int = 3
     groups: int = 2
@@ -37,6 +38,7 @@ class ClusterPlan:
     wal_segment_kib: Range = (32, 256)
     reads: str = "readindex"
     coordinators: int = 0
+    clock_step_ms: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,14 @@ class WorkPlan:
 class TxnPlan:
     """`users` of each client process run transactions; `mix` are the weights of their kinds.
 
-    `lists`, `accounts` and `ring` are numbers of keys; `locked`, `retried` and `abandoned` the shares of transactions
-    that lock first, that go through `run_transaction`, and whose client doesn't wait for the commit.
+    `lists`, `accounts` and `ring` are numbers of keys, `elements` the length at which a list is followed by an empty
+    one; `locked`, `retried` and `abandoned` the shares of transactions that lock first, that go through
+    `run_transaction`, and whose client doesn't wait for the commit.
     """
 
     users: int = 0
     lists: int = 8
+    elements: int = 10_000
     accounts: int = 6
     ring: int = 6
     think_s: Range = (0.05, 0.4)

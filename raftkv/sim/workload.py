@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from raftkv.client.kv import RaftKV, Value
 from raftkv.protocol.errors import CasMismatch, OutcomeUnknown, RaftKVError, VersionMismatch
-from raftkv.sim.check.history import History, Kind, Operation, Output
+from raftkv.sim.check.history import History, Kind, Operation, Output, Status
 from raftkv.sim.probes import Probes
 from raftkv.sim.process import ClientProcess, Process, World
 from raftkv.sim.scenario import WorkPlan, draw
@@ -94,6 +95,13 @@ class Recorder:
             return True
         self.failed += 1
         return False
+
+    def ended(self, client: str, call_ns: int, now_ns: int, status: Status) -> None:
+        """For transactions."""
+        self.longest_s = max(self.longest_s, (now_ns - call_ns) / 1e9)
+        self.completed += status is Status.OK
+        self.failed += status is Status.FAIL
+        self.unknown += status is Status.UNKNOWN
 
     def give_up(self, host: str) -> None:
         """The process is gone: nobody will hear what became of its operations."""
@@ -324,7 +332,6 @@ class Workload:
                 await user.act(rng.choice(keys))
             await asyncio.sleep(rng.expovariate(1 / self._think_s))
 
-
     async def _transact(self, user: TxnUser, rng: random.Random) -> None:
         think_s = draw(rng, self.transactions.plan.think_s)
         while not self.stopping:
@@ -350,6 +357,6 @@ async def read_everything(
 
 async def read_all_transactions(kv: RaftKV, transactions: TxnRecorder, host: str) -> list[str]:
     """Read all that transactions have written, in transactions, after all is well again; what was not served."""
-    user = TxnUser(host, kv, transactions, random.Random(0))
+    user = TxnUser(host, kv, transactions, random.Random(0), replace(transactions.plan, retried=1.0))
     work = {"lists": user.read_all_lists, "bank": user.audit_bank, "ring": user.audit_ring}
     return [f"read of the {name}" for name, read in work.items() if not await read()]

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 from raftkv.client.controllers import Controllers
 from raftkv.client.kv import RaftKV
+from raftkv.machines.coordinator import CoordinatorMachine
+from raftkv.machines.kv import KvMachine
 from raftkv.protocol.channel import Channel
 from raftkv.protocol.errors import RaftKVError, WrongGroup
 from raftkv.protocol.limits import SCAN_PAIRS_MAX
 from raftkv.protocol.messages import FOLLOWER_OK, Hello, ReadOp, Verb
 from raftkv.sim.check.tokens import show
+from raftkv.sim.txn_invariants import decisions_differ, locks_left
+from raftkv.storage.rocks import RocksEngine
 from tests.chaos.cluster import ChaosCluster, Daemon
-from tests.system.engines import misplaced
+from tests.system.engines import engine_dir, misplaced
 
 Content = dict[tuple[int, bytes], tuple[bytes, int]]
 """(shard, key) -> (value, version)"""
@@ -75,9 +80,29 @@ def _unsettled(gid: int, group: Sequence[Daemon], reports: Sequence[dict[str, An
     places = {(report["term"], report["last_index"], report["applied_index"]) for report in known}
     if len(places) != 1 or known[0]["last_index"] != known[0]["applied_index"]:
         return [f"group {gid}: (term, last index, applied index) are {sorted(places)}"]
-    if len({report.get("config_num") for report in known}) != 1:
+    if gid >= 0 and len({report.get("config_num") for report in known}) != 1:  # of coordinators only the leader follows
         return [f"group {gid}: configurations {[report.get('config_num') for report in known]}"]
     return []
+
+
+async def wait_unlocked(cluster: ChaosCluster, timeout_s: float) -> tuple[list[str], float]:
+    """Until no replica of any group knows of a lock, and no coordinator of an open transaction; and how long it
+    took."""
+    start_s = time.monotonic()
+    while True:
+        problems: list[str] = []
+        daemons = [*cluster.data_daemons, *cluster.coordinators]
+        reports = await asyncio.gather(*(daemon.status_now(3.0) for daemon in daemons))
+        for daemon, report in zip(daemons, reports, strict=True):
+            if report is None:
+                problems.append(f"no status of {daemon.name}")
+            else:
+                left = {name: report[name] for name in ("prepared", "explicit_locks", "open") if report.get(name)}
+                problems += [f"{daemon.name} has {left}"] if left else []
+        took_s = time.monotonic() - start_s
+        if not problems or took_s > timeout_s:
+            return [f"transactions are left after {timeout_s:g} s: {text}" for text in problems], took_s
+        await asyncio.sleep(0.2)
 
 
 async def wait_served(cluster: ChaosCluster, timeout_s: float) -> tuple[list[str], float]:
@@ -107,7 +132,7 @@ async def replicas_differ(cluster: ChaosCluster) -> tuple[list[str], int]:
     served: list[int] = []
     keys = 0
     for gid, group in cluster.groups.items():
-        if not gid:
+        if gid <= 0:
             continue
         contents = [await content_of(daemon, cluster.shards) for daemon in group]
         first_shards, first = contents[0]
@@ -125,13 +150,44 @@ async def replicas_differ(cluster: ChaosCluster) -> tuple[list[str], int]:
     return problems[:20], keys
 
 
-async def engines_differ(cluster: ChaosCluster) -> tuple[list[str], int]:
-    """Stop everything gracefully, and look into the engines: problems, and how many rows the shards have."""
+async def engines_differ(cluster: ChaosCluster, told: Mapping[bytes, bool]) -> tuple[list[str], int]:
+    """Stop everything gracefully, and look into the engines: problems, and how many rows the shards have. `told`: by
+    txid, whether a client heard that it is committed."""
     async with Controllers(cluster.controller_addresses, timeout_s=30.0) as controllers:
         latest = await controllers.query()
-    await asyncio.gather(*(daemon.stop_gracefully() for daemon in cluster.data_daemons))
-    groups = {gid: [daemon.data_dir for daemon in group] for gid, group in cluster.groups.items() if gid}
-    return await asyncio.to_thread(misplaced, groups, latest.owners)
+    await asyncio.gather(*(daemon.stop_gracefully() for daemon in [*cluster.data_daemons, *cluster.coordinators]))
+    groups = {gid: [daemon.data_dir for daemon in group] for gid, group in cluster.groups.items() if gid > 0}
+    problems, rows = await asyncio.to_thread(misplaced, groups, latest.owners)
+    return problems + await asyncio.to_thread(_transactions_differ, cluster, told), rows
+
+
+def _transactions_differ(cluster: ChaosCluster, told: Mapping[bytes, bool]) -> list[str]:
+    """What the first replicas have recorded of transactions is compared with what clients were told, then what the
+    second ones have, and so on."""
+    problems: list[str] = []
+    count = max(len(group) for group in cluster.groups.values())
+    for number in range(count):
+        with ExitStack() as stack:
+            groups = []
+            for gid, group in cluster.groups.items():
+                if gid > 0:
+                    engine = _engine_of(stack, group[number % len(group)])
+                    machine = KvMachine(gid)
+                    machine.load(engine)
+                    groups.append((machine, engine))
+            coordinator = None
+            if cluster.coordinators:
+                engine = _engine_of(stack, cluster.coordinators[number % len(cluster.coordinators)])
+                coordinator = (CoordinatorMachine(), engine)
+                coordinator[0].load(engine)
+            left = locks_left([machine for machine, _ in groups], coordinator)
+            found = [text for text in (decisions_differ(groups, coordinator, told), left) if text is not None]
+            problems += [f"replicas {number} of all: {text}" for text in found]
+    return problems
+
+
+def _engine_of(stack: ExitStack, daemon: Daemon) -> RocksEngine:
+    return stack.enter_context(closing(RocksEngine(str(engine_dir(daemon.data_dir)))))
 
 
 async def content_of(daemon: Daemon, shards: int) -> tuple[list[int], Content]:

@@ -1,7 +1,7 @@
 """The daemons of a chaos run: each listens on a private port, and all that others know are ports of the proxy.
 
     a peer or client  ->  the public port of the target (the hello says who dials)
-    a replica of a group  ->  a port of its own for each controller
+    a replica of a group, a coordinator  ->  a port of its own for each controller
 
 Every process dies with this one, however it ends. Ports are from a range of its own, so that a restarted daemon finds
 its port free though other tests run beside it.
@@ -29,6 +29,8 @@ from raftkv.protocol.messages import Hello, Verb
 from tests.chaos.proxy import Network
 from tests.system.cluster import Process
 
+COORDINATORS = -1
+"""Their key among the groups; 0 is that of the controllers."""
 PORTS = range(10_000, 19_900)
 READY_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 60.0
@@ -121,8 +123,10 @@ class Daemon(Process):
 
 
 class ChaosCluster:
-    """Controllers (group 0) and groups 1 … N behind the proxy; `spares` are the sizes of groups that run, and aren't in
-    the map at the start."""
+    """Controllers (group 0), coordinators (group -1) if there are to be any, and groups 1 … N behind the proxy.
+
+    `spares` are the sizes of groups that run, and aren't in the map at the start.
+    """
 
     def __init__(
         self,
@@ -132,6 +136,7 @@ class ChaosCluster:
         replicas: Sequence[int] = (3, 3),
         spares: Sequence[int] = (),
         controllers: int = 3,
+        coordinators: int = 0,
         shards: int = 10,
         options: Sequence[str] = (),
         group_options: Sequence[str] = (),
@@ -145,19 +150,23 @@ class ChaosCluster:
         self.groups[0] = self._group(0, controllers, ["--shards", str(shards), *options])
         for gid, count in enumerate([*replicas, *spares], 1):
             self.groups[gid] = self._group(gid, count, [*options, *group_options])
+        if coordinators:
+            self.groups[COORDINATORS] = self._group(COORDINATORS, coordinators, options)
         self._first = range(1, len(replicas) + 1)
 
     def _group(self, gid: int, count: int, options: Sequence[str]) -> list[Daemon]:
-        names = [f"group{gid}-{number}" if gid else f"controller-{number}" for number in range(count)]
+        kind = {0: "controller", COORDINATORS: "coordinator"}.get(gid, f"group{gid}")
+        names = [f"{kind}-{number}" for number in range(count)]
         ports = [(free_port(), free_port()) for _ in names]
         peers = ",".join(f"{number}=127.0.0.1:{public}" for number, (public, _) in enumerate(ports))
         daemons = []
         for number, (name, (public, private)) in enumerate(zip(names, ports, strict=True)):
             self._links.append((public, private, name, None))
-            role = ["shardkv", "--gid", str(gid), "--controllers", self._ways_to_controllers(name)]
+            role = ["shardkv", "--gid", str(gid)] if gid > 0 else [kind]
+            if gid:
+                role += ["--controllers", self._ways_to_controllers(name)]
             arguments = [
-                *(role if gid else ["controller"]),
-                "--id", str(number), "--listen", f"127.0.0.1:{private}", "--peers", peers, *options,
+                *role, "--id", str(number), "--listen", f"127.0.0.1:{private}", "--peers", peers, *options,
             ]  # fmt: skip
             daemons.append(Daemon(name, arguments, f"127.0.0.1:{private}", f"127.0.0.1:{public}", self.folder))
         return daemons
@@ -176,14 +185,18 @@ class ChaosCluster:
 
     @property
     def data_daemons(self) -> list[Daemon]:
-        return [daemon for gid, group in self.groups.items() if gid for daemon in group]
+        return [daemon for gid, group in self.groups.items() if gid > 0 for daemon in group]
+
+    @property
+    def coordinators(self) -> list[Daemon]:
+        return self.groups.get(COORDINATORS, [])
 
     @property
     def controller_addresses(self) -> list[str]:
         return [daemon.public for daemon in self.groups[0]]
 
     async def start(self) -> None:
-        """Start everything, join all groups but the spare ones."""
+        """Start everything, join all groups but the spare ones; the coordinators are registered then."""
         for public, private, target, source in self._links:
             await self.network.listen(public, private, target, source)
         for daemon in self.daemons:
@@ -192,6 +205,9 @@ class ChaosCluster:
             await daemon.ready()
         async with Controllers(self.controller_addresses, timeout_s=60) as controllers:
             await controllers.join({gid: self.addresses_of(gid) for gid in self._first})
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                while self.coordinators and not await controllers.coordinators():
+                    await asyncio.sleep(POLL_S)
 
     def addresses_of(self, gid: int) -> list[str]:
         """Where everybody else finds the group."""

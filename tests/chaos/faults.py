@@ -18,15 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raftkv.client.controllers import Controllers
+from raftkv.daemons.failpoints import NAMES, VARIABLE
 from raftkv.machines.balance import moves
 from raftkv.machines.shard_map import ShardMap
 from raftkv.protocol.errors import RaftKVError
-from tests.chaos.cluster import ChaosCluster, Daemon
+from tests.chaos.cluster import COORDINATORS, ChaosCluster, Daemon
 from tests.chaos.proxy import CLIENT, Network
 
 DOWN_S = (0.1, 3.0)
 CUT_S = (1.0, 6.0)
 PAUSE_S = (0.1, 10.0)
+STALL_S = (0.2, 5.0)
+STEP_S_MAX = 8.0
+"""So long somebody may take to come by a step of a transaction."""
 MAP_TIMEOUT_S = 15.0
 ARRIVAL_S_MAX = 20.0
 """A change of the map counts as under way until its shards have arrived, or for so long."""
@@ -49,10 +53,11 @@ class Scene:
     def any_gid(self) -> int:
         if self.moving and self.rng.random() < AT_A_MOVE_SHARE:
             return self.rng.choice(self.moving)
-        return self.rng.choice([gid for gid in self.cluster.groups if gid])
+        return self.rng.choice([gid for gid in self.cluster.groups if gid > 0])
 
-    def any_gid_or_controllers(self) -> int:
-        return self.rng.choice([0, *(self.any_gid() for gid in self.cluster.groups if gid)])
+    def any_group(self) -> int:
+        """Controllers and coordinators too."""
+        return self.rng.choice([gid if gid <= 0 else self.any_gid() for gid in self.cluster.groups])
 
     async def leader(self, gid: int) -> Daemon:
         """The leader, or any replica if nobody leads just now."""
@@ -72,6 +77,9 @@ class Scene:
 
 
 Fault = Callable[[Scene], Awaitable[str]]
+
+NEED_COORDINATORS = ("kill_coordinator_leader", "kill_coordinators", "pause_coordinator", "cut_coordinators")
+"""Where there are none, these can't be had."""
 
 PROCESS: dict[str, Fault] = {}
 NETWORK: dict[str, Fault] = {}
@@ -140,6 +148,16 @@ async def kill_controllers(scene: Scene) -> str:
 
 
 @process
+async def kill_coordinator_leader(scene: Scene) -> str:
+    return await _kill(scene, [await scene.leader(COORDINATORS)])
+
+
+@process
+async def kill_coordinators(scene: Scene) -> str:
+    return await _kill(scene, scene.cluster.coordinators)
+
+
+@process
 async def kill_all(scene: Scene) -> str:
     return await _kill(scene, scene.cluster.daemons)
 
@@ -191,6 +209,13 @@ async def pause_controller_leader(scene: Scene) -> str:
 
 
 @process
+async def pause_coordinator(scene: Scene) -> str:
+    """Their leader, as a rule."""
+    leader = await scene.leader(COORDINATORS)
+    return await _pause(scene, [leader if scene.rng.random() < 0.7 else scene.rng.choice(scene.cluster.coordinators)])
+
+
+@process
 async def pause_some(scene: Scene) -> str:
     """Any replicas of any groups, majorities too."""
     daemons = scene.cluster.daemons
@@ -209,18 +234,56 @@ async def _stop(scene: Scene, victims: Sequence[Daemon]) -> str:
 
 @process
 async def graceful_stop(scene: Scene) -> str:
-    return await _stop(scene, [await scene.leader(scene.any_gid_or_controllers())])
+    return await _stop(scene, [await scene.leader(scene.any_group())])
 
 
 @process
 async def rolling_restart(scene: Scene) -> str:
     """Each replica of a group in turn, without waiting for more than its readiness."""
-    group = scene.cluster.groups[scene.any_gid_or_controllers()]
+    group = scene.cluster.groups[scene.any_group()]
     for victim in group:
         await victim.stop_gracefully()
         victim.start()
         await victim.ready()
     return f"SIGTERM and start, in turn, {_names(group)}"
+
+
+@process
+async def crash_at_step(scene: Scene) -> str:
+    """Whoever of a group, or of the coordinators, comes by a step of a transaction dies there; perhaps the next
+    leader too."""
+    group, step = _at_a_step(scene, "crash")
+    deadline_s = time.monotonic() + STEP_S_MAX
+    while all(daemon.running for daemon in group) and time.monotonic() < deadline_s:
+        await asyncio.sleep(LOOK_S)
+    await scene.linger(DOWN_S)
+    dead = [daemon for daemon in group if not daemon.running]
+    await _kill(scene, group)
+    return f"{_names(dead)} at '{step}', and SIGKILL {_names(group)}" if dead else ""
+
+
+@process
+async def stall_at_step(scene: Scene) -> str:
+    """Whoever comes by a step of a transaction takes a while there."""
+    low, high = STALL_S
+    seconds = scene.rng.uniform(low, high)
+    group, step = _at_a_step(scene, f"stall:{seconds:.1f}")
+    await scene.linger((seconds, 2 * seconds + 1.0))
+    await _kill(scene, group)
+    return f"{_names(group)} for {seconds:.1f} s at '{step}', then SIGKILL"
+
+
+def _at_a_step(scene: Scene, action: str) -> tuple[list[Daemon], str]:
+    """SIGKILL and start all coordinators, or all of a group, so that each acts like that at a step of transactions; who
+    was meant, and the step."""
+    gid = scene.rng.choice([COORDINATORS, scene.any_gid()]) if scene.cluster.coordinators else scene.any_gid()
+    step = scene.rng.choice([name for name in NAMES if name.startswith("group") == (gid > 0)])
+    group = scene.cluster.groups[gid]
+    for daemon in group:
+        daemon.kill()
+        daemon.start(environment={VARIABLE: f"{step}={action}"})
+        daemon.wanted = False  # it may end by itself now
+    return group, step
 
 
 @process
@@ -307,7 +370,7 @@ def _names_of(scene: Scene, gid: int) -> list[str]:
 
 @network
 async def isolate_leader(scene: Scene) -> str:
-    leader = await scene.leader(scene.any_gid_or_controllers())
+    leader = await scene.leader(scene.any_group())
     _cut(scene, [leader.name], _all_names(scene))
     return f"{leader.name} from all {await _until_healed(scene)}"
 
@@ -315,7 +378,7 @@ async def isolate_leader(scene: Scene) -> str:
 @network
 async def leader_without_peers(scene: Scene) -> str:
     """Clients still reach it: what it answers now must not be stale."""
-    gid = scene.any_gid_or_controllers()
+    gid = scene.any_group()
     leader = await scene.leader(gid)
     _cut(scene, [leader.name], _names_of(scene, gid))
     return f"{leader.name} from its peers {await _until_healed(scene)}"
@@ -323,7 +386,7 @@ async def leader_without_peers(scene: Scene) -> str:
 
 @network
 async def one_way_out(scene: Scene) -> str:
-    gid = scene.any_gid_or_controllers()
+    gid = scene.any_group()
     leader = await scene.leader(gid)
     _cut(scene, [leader.name], _names_of(scene, gid), both=False)
     return f"{leader.name} is not heard by its peers {await _until_healed(scene)}"
@@ -331,7 +394,7 @@ async def one_way_out(scene: Scene) -> str:
 
 @network
 async def one_way_in(scene: Scene) -> str:
-    gid = scene.any_gid_or_controllers()
+    gid = scene.any_group()
     leader = await scene.leader(gid)
     _cut(scene, _names_of(scene, gid), [leader.name], both=False)
     return f"{leader.name} does not hear its peers {await _until_healed(scene)}"
@@ -339,7 +402,7 @@ async def one_way_in(scene: Scene) -> str:
 
 @network
 async def isolate_follower(scene: Scene) -> str:
-    follower = await scene.follower(scene.any_gid_or_controllers())
+    follower = await scene.follower(scene.any_group())
     _cut(scene, [follower.name], _all_names(scene))
     return f"{follower.name} from all {await _until_healed(scene)}"
 
@@ -347,7 +410,7 @@ async def isolate_follower(scene: Scene) -> str:
 @network
 async def partial_partition(scene: Scene) -> str:
     """Two don't see each other, everybody else sees both; the leader is one of them."""
-    gid = scene.any_gid_or_controllers()
+    gid = scene.any_group()
     leader, other = await scene.leader(gid), await scene.follower(gid)
     _cut(scene, [leader.name], [other.name])
     return f"between {leader.name} and {other.name} {await _until_healed(scene)}"
@@ -380,9 +443,19 @@ async def split(scene: Scene) -> str:
 
 @network
 async def cut_controllers(scene: Scene) -> str:
-    """The groups don't reach the controllers; clients do."""
-    _cut(scene, _names_of(scene, 0), [daemon.name for daemon in scene.cluster.data_daemons])
+    """The groups and the coordinators don't reach the controllers; clients do."""
+    others = [daemon.name for gid, group in scene.cluster.groups.items() if gid for daemon in group]
+    _cut(scene, _names_of(scene, 0), others)
     return f"controllers from groups {await _until_healed(scene)}"
+
+
+@network
+async def cut_coordinators(scene: Scene) -> str:
+    """One group, or all of them, and the coordinators don't see each other; clients see both."""
+    groups = [gid for gid in scene.cluster.groups if gid > 0]
+    cut = scene.rng.choice([groups, [scene.any_gid()]])
+    _cut(scene, _names_of(scene, COORDINATORS), [name for gid in cut for name in _names_of(scene, gid)])
+    return f"coordinators from {_groups(cut)} {await _until_healed(scene)}"
 
 
 @network
@@ -404,7 +477,7 @@ async def lost_answers(scene: Scene) -> str:
 @network
 async def half_open(scene: Scene) -> str:
     """Connections to and from one leader stay open, and what is sent on them is lost."""
-    leader = await scene.leader(scene.any_gid_or_controllers())
+    leader = await scene.leader(scene.any_group())
     for name in _all_names(scene):
         if name != leader.name:
             scene.network.flow(name, leader.name).swallow = True
@@ -466,7 +539,7 @@ async def delay(scene: Scene) -> str:
 @network
 async def trickle(scene: Scene) -> str:
     """One node's links in both directions are as good as clogged."""
-    leader = await scene.leader(scene.any_gid_or_controllers())
+    leader = await scene.leader(scene.any_group())
     bytes_per_s = scene.rng.choice([200.0, 2_000.0, 20_000.0])
     for name in _all_names(scene):
         scene.network.flow(name, leader.name).bytes_per_s = bytes_per_s
@@ -478,7 +551,7 @@ async def trickle(scene: Scene) -> str:
 async def cut_groups(scene: Scene) -> str:
     """Two groups don't see each other; clients, and the controllers, see both."""
     one = scene.any_gid()
-    others = [gid for gid in scene.cluster.groups if gid not in (0, one)]
+    others = [gid for gid in scene.cluster.groups if gid > 0 and gid != one]
     other = scene.rng.choice([gid for gid in scene.moving if gid != one] or others)
     _cut(scene, _names_of(scene, one), _names_of(scene, other))
     return f"between groups {one} and {other} {await _until_healed(scene)}"
@@ -531,7 +604,7 @@ async def join(scene: Scene) -> str:
     """One or more of the groups that aren't in the map."""
 
     async def change(scene: Scene, controllers: Controllers, latest: ShardMap) -> str:
-        absent = [gid for gid in scene.cluster.groups if gid and gid not in latest.groups]
+        absent = [gid for gid in scene.cluster.groups if gid > 0 and gid not in latest.groups]
         if not absent:
             return ""
         gids = scene.rng.sample(absent, scene.rng.randint(1, len(absent)))

@@ -287,7 +287,7 @@ async def _first_frame(reader: asyncio.StreamReader) -> tuple[bytes, str]:
 def node_name(role: str, gid: int, replica: int) -> str:
     if role == "client":
         return CLIENT
-    return f"controller-{replica}" if role == "controller" else f"group{gid}-{replica}"
+    return f"group{gid}-{replica}" if role == "shardkv" else f"{role}-{replica}"
 
 
 def _close(writer: asyncio.StreamWriter, orderly: bool) -> None:

@@ -13,16 +13,31 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raftkv.client.kv import RaftKV
 from raftkv.sim.check.appends import check_appends
+from raftkv.sim.check.history import History, Kind, Status
 from raftkv.sim.check.linearizability import check_linearizability
+from raftkv.sim.check.transactions import check_transactions
+from raftkv.sim.scenario import TxnPlan
+from raftkv.sim.txn_workload import TxnRecorder
+from raftkv.sim.workload import read_all_transactions
 from tests.chaos import checks
 from tests.chaos.cluster import ChaosCluster
-from tests.chaos.faults import MAP, NETWORK, PROCESS, Fault, Scene, mount_small_disk, unmount_small_disk
+from tests.chaos.faults import (
+    MAP,
+    NEED_COORDINATORS,
+    NETWORK,
+    PROCESS,
+    Fault,
+    Scene,
+    mount_small_disk,
+    unmount_small_disk,
+)
 from tests.chaos.nemesis import AFTERMATH_S, Event, Nemesis, Track
 from tests.chaos.proxy import Network
 from tests.chaos.workload import Ballast, Recorder, Wait, Workload, visit_all
@@ -30,6 +45,10 @@ from tests.chaos.workload import Ballast, Recorder, Wait, Workload, visit_all
 SMALL_DISK_MB = 64
 SETTLE_TIMEOUT_S = 60.0
 SERVED_TIMEOUT_S = 30.0
+UNLOCKED_TIMEOUT_S = 30.0
+"""Whoever gave up a transaction may have left locks, which last for seconds, and then are resolved."""
+LIST_ELEMENTS = 100
+"""Lists of transactions that are longer would be most of the history."""
 WAIT_S_MAX = 120.0
 """No user may wait longer for an answer, whatever goes wrong meanwhile: faults last 10 s, and restarts under load."""
 WATCH_S = 0.3
@@ -46,7 +65,7 @@ class Plan:
     """`each`: every process fault happens so often at least, so the run may last longer than `minutes`.
 
     `process`, `network` and `map_changes` name the faults; each may be empty. `spares` are the sizes of groups that are
-    not in the map at the start.
+    not in the map at the start. There are transactions if `transactions` has users; they need `coordinators`.
     """
 
     minutes: float = 3.0
@@ -54,6 +73,8 @@ class Plan:
     each: int = 2
     replicas: Sequence[int] = (3, 3)
     spares: Sequence[int] = (3,)
+    coordinators: int = 3
+    transactions: TxnPlan = field(default_factory=lambda: TxnPlan(users=2, elements=LIST_ELEMENTS))
     shards: int = 10
     clients: int = 4
     users: int = 3
@@ -73,6 +94,8 @@ class Report:
     problems: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     operations: int = 0
+    committed: int = 0
+    """Transactions."""
     faults: Counter[str] = field(default_factory=Counter)
     full_disk_skipped: str = ""
 
@@ -93,6 +116,7 @@ async def run(plan: Plan, say: Callable[[str], None] = print, folder: Path | Non
         network,
         replicas=plan.replicas,
         spares=plan.spares,
+        coordinators=plan.coordinators,
         shards=plan.shards,
         options=plan.options,
         group_options=["--move-bytes-per-s", str(plan.move_bytes_per_s)],
@@ -100,6 +124,7 @@ async def run(plan: Plan, say: Callable[[str], None] = print, folder: Path | Non
     scene = Scene(cluster, network, random.Random(rng.getrandbits(64)))
     nemesis = Nemesis(scene, random.Random(rng.getrandbits(64)), say)
     recorder = Recorder()
+    transactions = TxnRecorder(recorder, plan.transactions, report.problems.append)
     small = cluster.groups[max(cluster.groups)][-1]
     report.full_disk_skipped = mount_small_disk(small, SMALL_DISK_MB)
     scene.full_disk_victim = None if report.full_disk_skipped else small
@@ -112,10 +137,10 @@ async def run(plan: Plan, say: Callable[[str], None] = print, folder: Path | Non
         await ballast.load()
         say(f"started {len(cluster.daemons)} daemons and loaded them in {time.monotonic() - start_s:.1f} s")
         start_s = time.monotonic()
-        await _safety(plan, scene, nemesis, recorder, rng, report)
+        await _safety(plan, scene, nemesis, recorder, transactions, rng)
         took_s = time.monotonic() - start_s
         report.lines.append(f"{len(cluster.daemons)} daemons, {took_s / 60:.1f} minutes of load and faults")
-        report.lines += await _liveness(scene, recorder, ballast, report, say)
+        report.lines += await _liveness(scene, recorder, transactions, ballast, report, say)
         report.lines.append(_elections(cluster))
     except (Exception, ExceptionGroup) as error:
         report.problems += _texts(error)
@@ -124,12 +149,15 @@ async def run(plan: Plan, say: Callable[[str], None] = print, folder: Path | Non
         await network.close()
         if scene.full_disk_victim is not None:
             unmount_small_disk(scene.full_disk_victim)
+    transactions.close()
     recorder.history.header.update(seed=plan.seed, faults=[f"{e.start_ns} {e.kind}: {e.text}" for e in nemesis.events])
     recorder.history.write(folder / "history.jsonl")
     report.problems += checks.bad_logs(cluster)
     report.operations = len(recorder.history)
+    report.committed = sum(count for (_, status), count in transactions.outcomes.items() if status is Status.OK)
     report.faults = nemesis.counts
-    report.lines += _check(recorder, report, say)
+    report.lines += verdict_lines(recorder, report, say)
+    report.lines += transaction_lines(recorder, transactions)
     report.lines.append(f"connections and pieces: {dict(sorted(network.counts.items()))}")
     report.lines += stalls(recorder.waits, nemesis.events)
     if complaints:
@@ -145,25 +173,35 @@ async def run(plan: Plan, say: Callable[[str], None] = print, folder: Path | Non
 
 
 async def _safety(
-    plan: Plan, scene: Scene, nemesis: Nemesis, recorder: Recorder, rng: random.Random, report: Report
+    plan: Plan,
+    scene: Scene,
+    nemesis: Nemesis,
+    recorder: Recorder,
+    transactions: TxnRecorder,
+    rng: random.Random,
 ) -> None:
     """Load and faults at once, then no faults any more. Raise what a fault or the watch found."""
     cluster = scene.cluster
     workload = Workload(
         cluster.controller_addresses,
         recorder,
+        transactions,
         random.Random(rng.getrandbits(64)),
         clients=plan.clients,
         users=plan.users,
         think_s=plan.think_s,
     )
-    process: dict[str, Fault] = {kind: PROCESS[kind] for kind in plan.process}
+    missing = set() if cluster.coordinators else {*NEED_COORDINATORS}
     if scene.full_disk_victim is None:
-        process.pop("full_disk", None)
+        missing.add("full_disk")
+
+    def chosen(faults: Mapping[str, Fault], kinds: Sequence[str]) -> dict[str, Fault]:
+        return {kind: faults[kind] for kind in kinds if kind not in missing}
+
     plan_of_faults = [
-        Track(process, plan.each, (0.5, 3.0)),
-        Track({kind: NETWORK[kind] for kind in plan.network}, 1, (0.5, 6.0)),
-        Track({kind: MAP[kind] for kind in plan.map_changes}, plan.each, (0.2, 3.0)),
+        Track(chosen(PROCESS, plan.process), plan.each, (0.5, 3.0)),
+        Track(chosen(NETWORK, plan.network), 1, (0.5, 6.0)),
+        Track(chosen(MAP, plan.map_changes), plan.each, (0.2, 3.0)),
     ]
     work = asyncio.create_task(workload.run())
     watch = asyncio.create_task(_watch(cluster))
@@ -199,7 +237,12 @@ async def _watch(cluster: ChaosCluster) -> None:
 
 
 async def _liveness(
-    scene: Scene, recorder: Recorder, ballast: Ballast, report: Report, say: Callable[[str], None]
+    scene: Scene,
+    recorder: Recorder,
+    transactions: TxnRecorder,
+    ballast: Ballast,
+    report: Report,
+    say: Callable[[str], None],
 ) -> list[str]:
     """A last blow to everything at once; then it must be well again, without help."""
     cluster = scene.cluster
@@ -208,20 +251,27 @@ async def _liveness(
     report.problems += problems
     problems, moved_s = await checks.wait_moved(cluster, MOVED_TIMEOUT_S)
     report.problems += problems
+    problems, unlocked_s = await checks.wait_unlocked(cluster, UNLOCKED_TIMEOUT_S)
+    report.problems += problems
     unserved = await visit_all(cluster.controller_addresses, recorder, SERVED_TIMEOUT_S)
+    if transactions.plan.users:
+        async with RaftKV(cluster.controller_addresses, timeout_s=SERVED_TIMEOUT_S) as kv:
+            unserved += await read_all_transactions(kv, transactions, "final")
     report.problems += [f"not served after healing: {what}" for what in unserved[:10]]
     report.problems += await ballast.lost()
     problems, settled_s = await checks.wait_settled(cluster, SETTLE_TIMEOUT_S)
     report.problems += problems
     problems, keys = await checks.replicas_differ(cluster)
     report.problems += problems
-    problems, rows = await checks.engines_differ(cluster)
+    problems, rows = await checks.engines_differ(cluster, transactions.told)
     report.problems += problems
     return [
         f"after the last restart: all shards read and written after {served_s:.1f} s, every shard at its "
-        f"owner {moved_s:.1f} s later, replicas equal in index {settled_s:.1f} s after the last write, and in all "
+        f"owner {moved_s:.1f} s later, no lock and no open transaction left {unlocked_s:.1f} s after that, "
+        f"replicas equal in index {settled_s:.1f} s after the last write, and in all "
         f"{keys} keys",
-        f"after a graceful stop of all: each shard's rows ({rows} in all) in the engines of one group",
+        f"after a graceful stop of all: each shard's rows ({rows} in all) in the engines of one group, the outcomes of "
+        f"{len(transactions.told)} transactions in no engine other than their clients were told",
     ]
 
 
@@ -239,13 +289,17 @@ def _elections(cluster: ChaosCluster) -> str:
     )
 
 
-def _check(recorder: Recorder, report: Report, say: Callable[[str], None]) -> list[str]:
+def verdict_lines(recorder: Recorder, report: Report, say: Callable[[str], None]) -> list[str]:
+    """The history's verdicts, as lines of the report; those that aren't passes are its problems too."""
     history = recorder.history
     say(f"checking {len(history)} operations")
     start_s = time.monotonic()
-    linearizability = check_linearizability(history, deadline_s=CHECK_DEADLINE_S)
-    appends = check_appends(history)
-    for name, verdict in (("linearizability", linearizability), ("unique appends", appends)):
+    plain = History({}, [operation for operation in history.operations if operation.kind is not Kind.TXN])
+    linearizability = check_linearizability(plain, deadline_s=CHECK_DEADLINE_S)
+    appends = check_appends(plain)
+    strict = check_transactions(history)
+    verdicts = {"linearizability": linearizability, "unique appends": appends, "strict serializability": strict}
+    for name, verdict in verdicts.items():
         if not verdict.passed:
             report.problems.append(f"{name} {verdict}"[:20_000])
     kinds = Counter(str(operation.kind) for operation in history.operations)
@@ -253,7 +307,27 @@ def _check(recorder: Recorder, report: Report, say: Callable[[str], None]) -> li
         f"{len(history)} operations on {len(recorder.keys)} keys: {_counts(kinds)}; {_counts(recorder.outcomes)}",
         f"errors that clients got: {_counts(recorder.errors) or 'none'}",
         f"linearizability {linearizability.result}: {linearizability.operations} operations; "
-        f"unique appends {appends.result}: {appends.operations} operations; in {time.monotonic() - start_s:.1f} s",
+        f"unique appends {appends.result}: {appends.operations} operations; strict serializability of lists "
+        f"{strict.result}: {strict.operations} transactions; in {time.monotonic() - start_s:.1f} s",
+    ]
+
+
+def transaction_lines(recorder: Recorder, transactions: TxnRecorder) -> list[str]:
+    """How many transactions of each kind ended how; no lines if there were none."""
+    outcomes = transactions.outcomes
+    if not outcomes:
+        return []
+    words = {Status.OK: "committed", Status.FAIL: "aborted", Status.UNKNOWN: "unknown"}
+
+    def counted(kinds: Sequence[str]) -> str:
+        return " / ".join(str(sum(outcomes[kind, status] for kind in kinds)) for status in words)
+
+    kinds = sorted({kind for kind, _ in outcomes})
+    by_kind = ", ".join(f"{kind} {counted([kind])}" for kind in kinds)
+    return [
+        f"transactions ({' / '.join(words.values())}): {counted(kinds)}; {by_kind}; "
+        f"{len(transactions.full) + len(transactions.lists)} lists",
+        f"transactions met: {_counts(Counter(recorder.probes.hits))}",
     ]
 
 

@@ -7,24 +7,30 @@ silently left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from raftkv.sim.scenario import Scenario
-from tests.chaos.faults import MAP, NETWORK, PROCESS
-from tests.chaos.run import Plan
+from tests.chaos.faults import MAP, NEED_COORDINATORS, NETWORK, PROCESS
+from tests.chaos.run import LIST_ELEMENTS, Plan
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "kill": ("kill_follower", "kill_controller_leader"),
-    "kill_leader": ("kill_leader",),
-    "kill_group": ("kill_group", "kill_controllers"),
+    "kill_leader": ("kill_leader", "kill_coordinator_leader"),
+    "kill_group": ("kill_group", "kill_controllers", "kill_coordinators"),
     "kill_all": ("kill_all", "kill_all_groups"),
     "restart_storm": ("restart_storm",),
     "graceful_stop": ("graceful_stop", "rolling_restart"),
-    "pause": ("pause_leader", "pause_follower", "pause_group", "pause_controller_leader", "pause_some"),
+    "pause": (
+        *("pause_leader", "pause_follower", "pause_group", "pause_controller_leader", "pause_coordinator"),
+        "pause_some",
+    ),
+    "crash_at_step": ("crash_at_step",),
+    "stall_at_step": ("stall_at_step",),
     "full_disk": ("full_disk",),
     "isolate": ("isolate_follower", "one_way_in", "one_way_out"),
     "isolate_leader": ("isolate_leader", "leader_without_peers"),
     "partial_partition": ("partial_partition", "majority_ring"),
-    "split": ("split", "cut_groups"),
+    "split": ("split", "cut_groups", "cut_coordinators"),
     "cut_controllers": ("cut_controllers",),
     "cut_client": ("cut_client",),
     "late_answers": ("lost_answers",),
@@ -47,6 +53,8 @@ def plan_of(scenario: Scenario, *, minutes: float, seed: int, each: int) -> tupl
     join and leave, one is not in the map at the start."""
     wanted = {kind for name in scenario.nemesis.faults for kind in KINDS.get(name, ())}
     cluster, work = scenario.cluster, scenario.workload
+    if not cluster.coordinators:
+        wanted -= {*NEED_COORDINATORS}
     spares = 1 if "join" in wanted else 0
     entries = max(SNAPSHOT_ENTRIES_MIN, round(sum(cluster.snapshot_entries) / 2))
     plan = Plan(
@@ -55,6 +63,8 @@ def plan_of(scenario: Scenario, *, minutes: float, seed: int, each: int) -> tupl
         each=each,
         replicas=[cluster.replicas] * (cluster.groups - spares),
         spares=[cluster.replicas] * spares,
+        coordinators=cluster.coordinators,
+        transactions=replace(scenario.transactions, elements=LIST_ELEMENTS),
         shards=cluster.shards,
         clients=work.clients,
         users=work.workers,

@@ -28,6 +28,7 @@ def test_short_chaos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         print(f"\n{report}")
     assert not report.problems, "\n".join([*lines, str(report)])
     assert report.operations >= 1_000
+    assert report.committed >= 100
     for kind in PROCESS:
         if kind != "full_disk" or not report.full_disk_skipped:
             assert report.faults[kind] >= 2, kind

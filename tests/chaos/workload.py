@@ -18,7 +18,10 @@ from typing import Literal
 from raftkv.client.kv import RaftKV, Value
 from raftkv.client.tasks import gather_ordered
 from raftkv.protocol.errors import CasMismatch, RaftKVError, VersionMismatch
-from raftkv.sim.check.history import History, Kind, Operation, Output
+from raftkv.sim.check.history import History, Kind, Operation, Output, Status
+from raftkv.sim.probes import Probes
+from raftkv.sim.scenario import draw
+from raftkv.sim.txn_workload import TxnRecorder, TxnUser
 
 USERS_PER_KEY = 4
 OPERATIONS_PER_KEY = 120
@@ -60,7 +63,7 @@ class Slot:
 
 @dataclass
 class Recorder:
-    """The history, the waits and the errors of all users."""
+    """The history, the waits and the errors of all users. `probes` count what transactions met."""
 
     history: History = field(default_factory=History)
     waits: list[Wait] = field(default_factory=list)
@@ -69,6 +72,20 @@ class Recorder:
     keys: dict[bytes, None] = field(default_factory=dict)
     tokens: int = 0
     names: int = 0
+    probes: Probes = field(default_factory=Probes)
+    _waits_since: dict[str, int] = field(default_factory=dict)
+    """Of users of transactions."""
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def ended(self, client: str, call_ns: int, now_ns: int, status: Status) -> None:
+        """A wait ends when a transaction is committed, however many were not."""
+        user = client.split("/")[0]
+        since_ns = self._waits_since.setdefault(user, call_ns)
+        if status is Status.OK:
+            del self._waits_since[user]
+            self.waits.append(Wait(since_ns, now_ns))
 
     def token(self) -> bytes:
         """Unique, and not the beginning of another."""
@@ -182,18 +199,21 @@ class User:
 
 
 class Workload:
-    """`clients` SDK clients with `users` users each, over `slots` keys at a time."""
+    """`clients` SDK clients with `users` users each, over `slots` keys at a time, and beside them those users of
+    transactions that their plan wants. `name` is in the names of the keys, for a store that others have used."""
 
     def __init__(
         self,
         controllers: Sequence[str],
         recorder: Recorder,
+        transactions: TxnRecorder,
         rng: random.Random,
         *,
         clients: int = 4,
         users: int = 3,
         slots: int = 24,
         think_s: float = 0.05,
+        name: str = "",
     ) -> None:
         self.recorder = recorder
         self.stop = asyncio.Event()
@@ -201,18 +221,24 @@ class Workload:
         self._think_s = think_s
         self._clients: list[RaftKV] = []
         self._users: list[User] = []
+        self._transactions: list[tuple[TxnUser, random.Random, float]] = []
         for client in range(clients):
             reads: Literal["leader", "follower"] = "follower" if client % 2 else "leader"
             kv = RaftKV(self._controllers, timeout_s=rng.choice([3.0, 6.0, 12.0]), reads=reads)
             self._clients.append(kv)
             for user in range(users):
                 self._users.append(User(f"c{client}u{user}", kv, recorder, random.Random(rng.getrandbits(64))))
+            for user in range(transactions.plan.users):
+                own = random.Random(rng.getrandbits(64))
+                think = draw(own, transactions.plan.think_s)
+                self._transactions.append((TxnUser(f"c{client}t{user}", kv, transactions, own), own, think))
         for number in range(slots):
-            slot = Slot(f"a{number}", APPEND_MIX) if number % 3 == 0 else Slot(f"k{number}", REGISTER_MIX)
+            appended = number % 3 == 0
+            slot = Slot(f"a{name}{number}", APPEND_MIX) if appended else Slot(f"k{name}{number}", REGISTER_MIX)
             for chosen in rng.sample(self._users, min(USERS_PER_KEY, len(self._users))):
                 chosen.slots.append(slot)
         for idle in [user for user in self._users if not user.slots]:
-            idle.slots.append(Slot(f"k{slots}", REGISTER_MIX))
+            idle.slots.append(Slot(f"k{name}{slots}", REGISTER_MIX))
 
     async def run(self) -> None:
         """Until `stop` is set and the last operations have ended."""
@@ -220,9 +246,16 @@ class Workload:
             async with asyncio.TaskGroup() as group:
                 for user in self._users:
                     group.create_task(user.work(self.stop, self._think_s))
+                for transactor, rng, think_s in self._transactions:
+                    group.create_task(self._transact(transactor, rng, think_s))
         finally:
             for kv in self._clients:
                 await kv.close()
+
+    async def _transact(self, user: TxnUser, rng: random.Random, think_s: float) -> None:
+        while not self.stop.is_set():
+            await user.act()
+            await asyncio.sleep(rng.expovariate(1 / think_s))
 
 
 class Ballast:

@@ -81,10 +81,16 @@ class FakeKv:
             raise CasMismatch(found.value if found else None, found.version if found else 0)
         return self._store(key, new)
 
-    async def scan(self, prefix: bytes = b"", *, limit: int | None = None) -> AsyncIterator[tuple[bytes, Any]]:
+    async def scan(
+        self, prefix: bytes = b"", *, after: bytes | None = None, limit: int | None = None
+    ) -> AsyncIterator[tuple[bytes, Any]]:
         await self._enter("scan", prefix)
-        keys = sorted(key for key in self.data if key.startswith(prefix))
+        keys = sorted(key for key in self.data if key.startswith(prefix) and (after is None or key > after))
         for key in keys[:limit]:
+            if key in self.errors:
+                raise self.errors[key]
+            if key in self.gates:
+                await self.gates[key].wait()
             yield key, self.data[key]
 
     def transaction(self) -> FakeTransaction:

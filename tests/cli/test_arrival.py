@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from raftkv.cli import arrival
-from raftkv.cli.arrival import wait_for_shards
+from raftkv.cli.arrival import wait_for_change
 from raftkv.cli.command_table import parse
 from raftkv.cli.exit_codes import ExitCode, LocalFailure, UsageError
 from raftkv.cli.health import cluster_health
@@ -21,7 +21,7 @@ from raftkv.cli.repl import run_line
 from raftkv.cli.script import Script
 from raftkv.cli.words import split_words
 from raftkv.machines.shard_map import ShardMap
-from raftkv.protocol.errors import GroupExists, NoSuchGroup
+from raftkv.protocol.errors import GroupExists, NoSuchGroup, Timeout
 from tests.cli.fakes import FakeControllers, Shell
 from tests.cli.test_ctl_commands import run
 
@@ -81,7 +81,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait(client: FakeControllers, timeout_s: float = 5.0) -> None:
-    asyncio.run(wait_for_shards(client, "Join 2", 2, timeout_s))
+    asyncio.run(wait_for_change(client, "Join 2", 2, timeout_s))
 
 
 def test_it_returns_when_all_that_moves_is_served() -> None:
@@ -130,7 +130,8 @@ def test_a_join_waits_unless_told_not_to() -> None:
     assert run(shell, "move 2 2")[0] is ExitCode.DONE
 
 
-INTERRUPTED = "interrupted; configuration 2 is made, and the shards go on moving: `raftkv-ctl Status` shows how\n"
+GO_ON = "the shards go on moving: `raftkv-ctl Status` shows how, `raftkv-ctl Wait` waits for them\n"
+INTERRUPTED = f"interrupted; configuration 2 is made, and {GO_ON}"
 
 
 def waiting_shell() -> Shell:
@@ -207,6 +208,52 @@ def test_a_wait_that_ends_leaves_nothing_behind() -> None:
     shell.fakes.controllers_client.shard_map = BEFORE
     assert run(shell, "move 2 2")[0] is ExitCode.DONE
     assert shell.session.config_made is None
+
+
+def test_controllers_that_are_lost_while_it_waits_do_not_hide_that_the_configuration_is_made() -> None:
+    client = Moving(leader(2, [], [moving(2)]))
+
+    async def lost(num: int | None = None) -> ShardMap:
+        raise Timeout("query: no leader of the controllers answered within 10 s")
+
+    client.query = lost  # type: ignore[method-assign]
+    with pytest.raises(LocalFailure) as caught:
+        wait(client)
+    assert caught.value.exit_code is ExitCode.UNAVAILABLE
+    assert str(caught.value) == (
+        "Join 2: configuration 2 is made; then: query: no leader of the controllers answered within 10 s; " + GO_ON[:-1]
+    )
+
+
+def test_a_repeated_move_waits_for_its_shard_whatever_the_latest_configuration_moved() -> None:
+    client = Moving(leader(2, [3], [moving(2)]))
+    with pytest.raises(LocalFailure, match="1 shard of 1 has not arrived"):
+        asyncio.run(wait_for_change(client, "Move 2", 1, 0.05, 2))
+    asyncio.run(wait_for_change(client, "Move 3", 1, 0.05, 3))
+
+
+def test_wait_waits_for_whatever_is_on_its_way() -> None:
+    shell = Shell("raftkv-ctl")
+    client = shell.fakes.controllers_client = Moving(None, leader(2, [3], [moving(2)]), leader(2, [2, 3]))
+    assert run(shell, "wait") == (ExitCode.DONE, "OK\n")
+    assert client.looks == 3
+    assert client.calls == []
+
+
+def test_wait_gives_up_without_progress_and_says_why() -> None:
+    shell = Shell("raftkv-ctl")
+    shell.fakes.controllers_client = Moving(leader(2, [3], [moving(2, waits_for="group 1 is away")]))
+    with pytest.raises(LocalFailure) as caught:
+        run(shell, "wait --timeout 50ms")
+    assert caught.value.exit_code is ExitCode.UNAVAILABLE
+    assert str(caught.value) == (
+        "Wait: 1 shard of 4 has not arrived, without progress for 0.05 s: "
+        "shard 2 from group 1 to 2: group 1 is away; " + GO_ON[:-1]
+    )
+
+
+def test_wait_has_nothing_to_do_without_groups() -> None:
+    assert run(Shell("raftkv-ctl"), "wait") == (ExitCode.DONE, "OK\n")
 
 
 def test_a_plan_shows_moves_and_changes_nothing() -> None:

@@ -33,7 +33,7 @@ def run(shell: Shell, line: str) -> tuple[ExitCode, str]:
         ("join 1:h:1,h:2 2:[::1]:3", ("join", {1: ["h:1", "h:2"], 2: ["[::1]:3"]})),
         ("join 1:h:1 --no-wait", ("join", {1: ["h:1"]})),
         ("leave 1,2 3", ("leave", [1, 2, 3])),
-        ("move 99 -1", ("move", (99, -1))),
+        ("move 9 -1", ("move", (9, -1))),
     ],
 )
 def test_changes(line: str, call: tuple[str, Any]) -> None:
@@ -224,6 +224,15 @@ def test_a_shard_that_is_being_copied_is_no_problem_until_it_waits() -> None:
     assert [(move.shard, move.source, move.target, move.size_bytes) for move in shown.moves] == [(0, 2, 1, 9)]
     fake.statuses["g1:1"] = {**leader, "migrations": [moving(waits_for="group 2 has no leader")]}
     assert health(fake).problems == ["shard 0, on its way from group 2 to group 1, waits: group 2 has no leader"]
+
+
+def test_a_shard_that_is_held_back_on_purpose_is_shown_and_is_no_problem() -> None:
+    fake = healthy()
+    leader = {**answer(1, 0, "leader"), "shards": [[0, "importing"], *([shard, "serving"] for shard in range(1, 10))]}
+    fake.statuses["g1:1"] = {**leader, "migrations": [moving(slowed_by="throttled to 20 MB/s")]}
+    shown = health(fake)
+    assert shown.problems == []
+    assert [(move.waits_for, move.slowed_by) for move in shown.moves] == [(None, "throttled to 20 MB/s")]
 
 
 def test_a_release_that_is_not_acknowledged() -> None:

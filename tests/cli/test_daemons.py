@@ -44,11 +44,13 @@ def test_a_coordinator(started: list[DaemonOptions], capsys: pytest.CaptureFixtu
 
 def test_a_shardkv_with_every_option(started: list[DaemonOptions]) -> None:
     more = ["--advertise", "a:9", "--snapshot-entries", "5", "--snapshot-bytes", "6", "--cache-bytes", "7"]
+    more += ["--metrics-listen", "127.0.0.1:9000"]
     more += ["--reads", "lease", "--log-level", "debug", "--log-format", "json"]
     assert main._run_click([*SHARDKV, *more]) == 0
     (options,) = started
     assert (options.gid, options.controllers, options.advertise) == (7, ("c:1", "c:2"), "a:9")
     assert (options.snapshot_entries, options.snapshot_bytes, options.cache_bytes) == (5, 6, 7)
+    assert options.metrics_listen == "127.0.0.1:9000"
     assert (options.reads, options.log_level, options.log_format) == ("lease", "debug", "json")
 
 

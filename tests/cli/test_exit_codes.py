@@ -73,6 +73,16 @@ def test_an_error_says_where_and_what_to_do() -> None:
     )
 
 
+def test_who_was_tried_is_where_not_the_controllers_too() -> None:
+    text = describe(
+        errors.Timeout("no leader of group 1 answered within 3 s; tried a:1 (no answer)"), controllers=("c:1",)
+    )
+    assert text == (
+        "no leader of group 1 answered within 3 s; tried a:1 (no answer); "
+        "look at `raftkv-ctl Status`, or allow more time with --timeout"
+    )
+
+
 def test_all_codes_are_documented() -> None:
     assert set(EXIT_CODE_HELP) == set(ExitCode)
 

@@ -42,6 +42,7 @@ program()
         ("raftkv.cli.local_cluster", "raftkv", ["local", "status"]),
         ("raftkv.daemons.options", "raftkv", ["controller"]),
         ("raftkv.sim.main", "raftkv", ["sim", "--help"]),
+        ("raftkv.bench.processes", "raftkv", ["bench"]),
     ],
 )
 def test_an_interrupt_during_an_import(module: str, program: str, arguments: list[str]) -> None:

@@ -55,7 +55,7 @@ def test_status_shows_what_a_dead_group_does_not_fetch(cluster: LocalCluster) ->
     assert (leave.returncode, out) == (130, b"")
     assert err.decode() == (
         "raftkv-ctl: Leave 1,2: interrupted; configuration 3 is made, and the shards go on moving: "
-        "`raftkv-ctl Status` shows how\n"
+        "`raftkv-ctl Status` shows how, `raftkv-ctl Wait` waits for them\n"
     )
     shown = cluster.ctl("status", "-o", "json")
     assert shown.code == 5

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raftkv.cli import local_cluster
 from raftkv.cli.exit_codes import LocalFailure
-from raftkv.cli.local_state import CLAIM_PORT, HOST, base_ports, is_running, load
+from raftkv.cli.local_state import CLAIM_PORT, HOST, base_ports, command_line, is_running, load
 from tests.cli.clusters import BIN, LocalCluster, clean_environment, run
 
 SMALL = ("--groups", "1", "--replicas", "1", "--coordinators", "1")
@@ -87,6 +90,36 @@ def test_a_full_standard_output_is_named() -> None:
         asked = [str(BIN / "raftkv"), "--help"]
         done = subprocess.run(asked, stdout=full, stderr=subprocess.PIPE, env=clean_environment(), check=False)
     assert (done.returncode, done.stderr) == (1, b"raftkv: standard output: No space left on device\n")
+
+
+def test_ctrl_c_while_a_process_is_started_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when the process is there and hasn't been noted yet."""
+    start = local_cluster._start
+    children: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(*arguments: Any) -> subprocess.Popen[bytes]:
+        children.append(start(*arguments))
+        while not any(command_line(children[-1].pid)):  # the kernel names it a moment after its start
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+        return children[-1]
+
+    monkeypatch.setattr(local_cluster, "_start", interrupted)
+    try:
+        with pytest.raises(LocalFailure, match="interrupted; 1 process started by it"):
+            local_cluster.up(
+                tmp_path, groups=1, replicas=1, shards=None, base_port=None, timeout_s=30, say=lambda line: None
+            )
+        assert len(children) == 1
+        local_cluster.down(tmp_path, wipe=True, say=lambda line: None)
+        deadline_s = time.monotonic() + 10
+        while os.waitpid(children[0].pid, os.WNOHANG) == (0, 0):  # its memory goes first, so `down` was done already
+            assert time.monotonic() < deadline_s, "it goes on"
+            time.sleep(0.01)
+    finally:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
 
 
 @pytest.mark.long

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -26,6 +28,60 @@ def test_the_layout_of_ports_and_names() -> None:
     ports = [int(process.addr.split(":")[1]) for process in most.processes]
     assert len(set(ports)) == len(ports)
     assert max(ports) < 20_000 + local_state.GROUP_PORTS_FROM + local_state.GROUP_PORTS <= 20_200
+
+
+def test_ports_for_metrics_are_in_the_cluster_s_block() -> None:
+    state = new_state(16, 3, 10, 20_000, local_state.COORDINATORS_MAX)
+    had_metrics = state.has_metrics
+    local_state.add_metrics(state)
+    assert (had_metrics, state.has_metrics) == (False, True)
+    assert state.processes[0].metrics == "127.0.0.1:20140"
+    addresses = [process.metrics for process in state.processes]
+    assert addresses[-1] == "127.0.0.1:20199" and len(set(addresses)) == 60
+    assert not {process.addr for process in state.processes} & set(addresses)
+
+
+def test_a_directory_from_before_metrics_is_read(tmp_path: Path) -> None:
+    save(tmp_path, new_state(1, 1, 7, 20_000))
+    text = (tmp_path / "cluster.json").read_text()
+    before = json.loads(text)
+    for process in before["processes"]:
+        del process["metrics"]
+    (tmp_path / "cluster.json").write_text(json.dumps(before))
+    state = load(tmp_path)
+    assert state is not None and not state.has_metrics
+    assert [process["metrics"] for process in local_cluster.status(tmp_path)["processes"]] == [None] * 7
+    assert "--metrics-listen" not in local_cluster.daemon_arguments(tmp_path, state, state.processes[0])
+
+
+def test_metrics_are_turned_on_while_nothing_runs(tmp_path: Path) -> None:
+    state = new_state(1, 1, 7, 20_000)
+    ours = sleeper("--data-dir", str(tmp_path / "controller-0"))
+    try:
+        state.processes[0].pid = ours.pid
+        with pytest.raises(UsageError, match="runs without --metrics; stop it first: `raftkv local down --data-dir"):
+            local_cluster._turn_metrics_on(tmp_path, state)
+        assert not state.has_metrics
+    finally:
+        ours.kill()
+        ours.wait()
+    local_cluster._turn_metrics_on(tmp_path, state)
+    arguments = local_cluster.daemon_arguments(tmp_path, state, state.processes[1])
+    assert arguments[arguments.index("--metrics-listen") + 1] == "127.0.0.1:20141"
+
+
+def test_too_many_processes_for_metrics(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="with --metrics at most 60 processes, not 66"):
+        local_cluster._new_cluster(tmp_path, 20, 3, 10, 20_000, 3, metrics=True)
+
+
+def test_a_port_of_metrics_in_use_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as stranger:
+        port = bind_first_of_a_block(stranger, tmp_path)
+        stranger.listen()
+        process = LocalProcess("controller", None, 0, f"127.0.0.1:{port + 1}", metrics=f"127.0.0.1:{port}")
+        with pytest.raises(LocalFailure, match=f"the port of controller 0, 127.0.0.1:{port}, is in use"):
+            local_cluster._check_ports([process])
 
 
 def test_the_state_is_read_back(tmp_path: Path) -> None:
@@ -98,11 +154,19 @@ def up(data_dir: Path, *, groups: int | None = None, base_port: int | None = Non
     )
 
 
+def bind_first_of_a_block(stranger: socket.socket, data_dir: Path) -> int:
+    """The first port of a block that nobody uses: outside the range from which the system gives ports to others."""
+    for port in local_state.base_ports(data_dir):
+        with contextlib.suppress(OSError):
+            stranger.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("every block is in use")
+
+
 def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with socket.socket() as stranger:
-        stranger.bind(("127.0.0.1", 0))
+        port = bind_first_of_a_block(stranger, tmp_path)
         stranger.listen()
-        port = stranger.getsockname()[1]
         with pytest.raises(LocalFailure) as caught:
             up(tmp_path, base_port=port)
     assert str(caught.value) == (

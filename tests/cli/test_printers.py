@@ -196,8 +196,12 @@ def test_shards_on_their_way() -> None:
             "bytes": 4096,
             "age_s": 2.5,
             "waits_for": "group 2 has no leader",
+            "slowed_by": None,
         }
     ]
+    slowed = dataclasses.replace(moving, moves=(MoveHealth(3, 2, 1, 7, "copy", 4096, 2.5, None, "throttled"),))
+    assert show(slowed, "plain")[0].decode().splitlines()[at + 1].endswith("2        throttled")
+    assert json.loads(show(slowed, "json")[0])["migrations"][0]["slowed_by"] == "throttled"
 
 
 def test_a_shard_that_waits_at_a_group_that_has_left() -> None:

@@ -152,7 +152,7 @@ def test_keep_going_never_carries_out_half_a_transaction(
     code, out = run(shell, text, tmp_path, keep_going=True, window=window)
     assert code in (ExitCode.USAGE, ExitCode.REFUSED)
     assert set(shell.fakes.kv_client.data) == {b"c"}
-    assert "line 5: Commit: the transaction was aborted: line 3 of it failed" in capsys.readouterr().err
+    assert "line 5: Commit: the transaction was aborted: line 3 failed" in capsys.readouterr().err
     assert shell.fakes.kv_client.aborted == [bytes.fromhex(TXID)]
     assert out.splitlines()[-1] == b"OK"
 

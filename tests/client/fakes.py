@@ -96,6 +96,12 @@ class FakeServer:
         assert self._server is not None
         return len(self._server.connections)
 
+    def greet(self) -> None:
+        """Say the hello that was held back to whoever is connected."""
+        assert self._server is not None
+        for connection in self._server.connections:
+            connection.send(encode_hello_reply(self.hello))
+
     def _on_connection(self, connection: Connection) -> None:
         connection.on_frame = self._on_frame
         connection.on_lost = lambda connection, error: None

@@ -9,6 +9,7 @@ import pytest
 from raftkv.client.retry import BACKOFF_S_MAX, BACKOFF_S_MIN, Call, brief, judge
 from raftkv.protocol import errors
 from raftkv.protocol.errors import OutcomeUnknown, RaftKVError, Timeout
+from raftkv.protocol.limits import LOCK_WAIT_S_MAX
 
 AGAIN = "asked again, and nothing is unknown"
 AGAIN_UNKNOWN = "asked again, its fate unknown"
@@ -107,6 +108,25 @@ def test_at_the_deadline_busy_and_locked_speak_for_themselves_if_nothing_is_unkn
         assert isinstance(call.given_up("no leader of group 1 answered"), OutcomeUnknown)
 
 
+def test_after_the_answer_that_a_key_is_locked_no_attempt_is_made_that_may_not_be_answered() -> None:
+    call = Call("put", b"k", is_write=True, now=10.0, timeout_s=1.0, rng=random.Random(1))
+    assert call.has_time(10.9)
+    call.judge(errors.Locked(b"t" * 16), "a")
+    assert call.has_time(10.4)
+    assert not call.has_time(10.6)
+    assert isinstance(call.given_up("nobody answered"), errors.Locked)
+    call.judge(errors.NoAnswer("silence"), "a")
+    call.judge(errors.Locked(b"t" * 16), "a")
+    assert call.has_time(10.9)  # the outcome is unknown anyway
+    assert not call.has_time(11.0)
+
+
+def test_every_attempt_is_long_enough_to_hear_of_a_lock() -> None:
+    for timeout_s in (0.6, 1.0, 3.0, 10.0):
+        call = Call("put", b"k", is_write=True, now=0.0, timeout_s=timeout_s, rng=random.Random(1))
+        assert call.attempt_s(0.0) > LOCK_WAIT_S_MAX
+
+
 def test_an_attempt_that_is_out_may_have_applied() -> None:
     assert not make_call().may_have_applied
     call = make_call()
@@ -137,6 +157,21 @@ def test_what_people_read() -> None:
     assert brief(errors.Busy("full")) == "the server is busy: full; try again later"
 
 
+def test_a_silent_group_is_named_until_it_answers() -> None:
+    call = make_call(is_write=False)
+    call.silent_gid, call.asked_gid = 2, 1
+    call.judge(errors.WrongGroup(5, 2), "a:1")
+    assert str(call.given_up("no leader of the controllers answered")) == (
+        "put 'k': no replica of group 2 answered within 10 s: start a majority of them again; tried a:1 "
+        f"({brief(errors.WrongGroup(5, 2))})"
+    )
+    call.asked_gid = 2
+    call.judge(errors.ConnectFailed("b:1", "connection refused"), "b:1")
+    assert "no replica of group 2 answered" in str(call.given_up("no leader of group 2 answered"))
+    call.judge(errors.NotLeader(None), "b:2")
+    assert "no leader of group 2 answered within 10 s; tried" in str(call.given_up("no leader of group 2 answered"))
+
+
 def test_silent_servers_get_more_patience_but_never_the_deadline() -> None:
     call = make_call()
     assert call.attempt_s(100.0) == 2.0
@@ -146,7 +181,8 @@ def test_silent_servers_get_more_patience_but_never_the_deadline() -> None:
     assert call.attempt_s(102.0) == 4.0
     assert call.attempt_s(109.0) == 1.0
     assert make_call(is_write=False).attempt_s(100.0) == 1.0
-    assert make_call(timeout_s=1.0).attempt_s(100.0) == 0.25
+    assert make_call(timeout_s=4.0, is_write=False).attempt_s(100.0) == 1.0
+    assert make_call(timeout_s=4.0).attempt_s(100.0) == 1.0
 
 
 def test_back_off_doubles_with_jitter_up_to_its_limit() -> None:

@@ -449,3 +449,43 @@ def test_a_map_that_comes_while_an_earlier_one_is_looked_at() -> None:
             assert await write == 1
 
     with_cluster(run)
+
+
+@pytest.mark.parametrize("timeout_s", [0.2, 0.35, 0.5, 0.7])
+def test_a_dead_holder_is_named_whatever_is_asked_last(timeout_s: float) -> None:
+    """Its shards are another group's by the map: that one answers, and so do the controllers."""
+
+    async def run(cluster: FakeCluster) -> None:
+        first_map, latest = cluster.make_map(1, (2, 2, 2, 2)), cluster.make_map(2, (1, 1, 1, 1))
+
+        def config(asked: Asked) -> bool:
+            if asked.server is not cluster.leaders[0]:
+                return False
+            asked.reply([(first_map if asked.body[0] == 1 else latest).encode(), 1_000])
+            return True
+
+        cluster.everywhere(0, on_verb(Verb.CONFIG, config))
+        cluster.everywhere(1, on_verb(Verb.READ, refusing(WrongGroup(2, 2))))
+        for server in cluster.groups[2]:
+            server.stop()
+        async with client(cluster, timeout_s) as kv:
+            with pytest.raises(Timeout, match=rf"^scan: no replica of group 2 answered within {timeout_s:g} s: start "):
+                async for _ in kv.scan():
+                    raise AssertionError("there is nothing")
+
+    with_cluster(run)
+
+
+def test_controllers_that_are_asked_at_the_last_moment_are_not_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "REFRESH_S_MIN", 0.0)
+
+    async def run(cluster: FakeCluster) -> None:
+        started = asyncio.get_running_loop().time()
+        late = on_verb(Verb.CONFIG, lambda asked: asyncio.get_running_loop().time() - started > 0.45)
+        cluster.everywhere(1, on_verb(Verb.READ, refusing(WrongGroup(1, -1))))
+        cluster.everywhere(0, late)
+        async with client(cluster, 0.5) as kv:
+            with pytest.raises(Timeout, match=r"group 1 did not serve the shard within 0\.5 s; tried"):
+                await kv.get(keys_of_shard(0)[0])
+
+    with_cluster(run)

@@ -102,3 +102,19 @@ def test_nobody_overtakes_a_waiter() -> None:
         assert await waiting == WINDOW + 1
 
     run_async(run())
+
+
+def test_one_cancelled_in_the_turn_in_which_its_turn_comes_is_only_cancelled() -> None:
+    async def run() -> None:
+        session = ShardSession()
+        seqs = [take(session) for _ in range(WINDOW)]
+        waiting = asyncio.create_task(session.begin())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        session.end(seqs[0])
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert session.in_flight == WINDOW - 1
+        assert take(session) == WINDOW + 1
+
+    run_async(run())

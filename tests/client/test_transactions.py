@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raftkv.client import locking, replicas
+from raftkv.client import locking, replicas, transactions
 from raftkv.client.kv import RaftKV, Value
 from raftkv.client.transactions import TxnPhase
 from raftkv.machines.txn_commands import TXN_BEAT, TXN_COMMIT, TXN_DECIDE, TXN_LOCK, TXN_PREPARE, make_txid
@@ -364,6 +364,7 @@ def test_an_older_one_wounds_and_the_victim_is_told(monkeypatch: pytest.MonkeyPa
     async def run(cluster: TxnCluster) -> None:
         async with client(cluster) as kv:
             older = await kv.transaction().begin()
+            await older.lock(key_at(3))
             kv._cluster.router._map_time_ms += 1
             quiet, beating = await kv.transaction().begin(), await kv.transaction().begin()
             await quiet.lock(A)
@@ -390,15 +391,62 @@ def test_a_wounded_transaction_can_not_commit_and_lets_go_of_its_other_locks() -
     async def run(cluster: TxnCluster) -> None:
         async with client(cluster) as kv:
             older = await kv.transaction().begin()
+            await older.lock(key_at(3))
             kv._cluster.router._map_time_ms += 1
             with pytest.raises(Aborted):
                 async with kv.transaction() as txn:
                     await txn.lock(A, B)
                     await txn.put(A, b"x")
                     await older.lock(A)
-            assert cluster.locks() == 1
+            assert cluster.locks() == 2
             await older.abort()
             assert cluster.value(A) is None
+
+    with_txn_cluster(run)
+
+
+def test_whoever_waits_is_told_that_it_lost_another_lock() -> None:
+    """Two that wait for each other at different groups: the younger one gives way, long before its deadline."""
+
+    async def run(cluster: TxnCluster) -> None:
+        async with client(cluster) as kv, client(cluster, seed=2) as other:
+            older = await kv.transaction().begin()
+            await older.lock(A)
+            cluster.tick(1)
+            await other._cluster.router.renew_map_time(other._cluster.call("map time"))
+            younger = await other.transaction().begin()
+            await younger.lock(B)
+            waiting = asyncio.create_task(younger.lock(A))
+            await asyncio.sleep(0.05)
+            await older.lock(B)
+            async with asyncio.timeout(4 * locking.WAITING_BEAT_S):
+                with pytest.raises(Aborted, match="lost its locks"):
+                    await waiting
+            assert younger.phase is TxnPhase.ABORTED
+            await older.commit()
+            assert cluster.locks() == 0
+
+    with_txn_cluster(run)
+
+
+def test_age_counts_from_the_first_lock_by_a_fresh_map_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has known the map time for long takes no lock from whoever locked since."""
+    monkeypatch.setattr(transactions, "AGE_STEP_S", 0.05)
+
+    async def run(cluster: TxnCluster) -> None:
+        async with client(cluster, timeout_s=1.0) as idle, client(cluster, seed=2) as kv:
+            late = await idle.transaction().begin()
+            await late.get(A)
+            cluster.tick(5_000)
+            holder = await kv.transaction().begin()
+            await holder.lock(A)
+            await asyncio.sleep(2 * transactions.AGE_STEP_S)
+            with pytest.raises(Locked):
+                await late.lock(A)
+            await holder.put(A, b"1")
+            await holder.commit()
+            await late.abort()
+            assert cluster.locks() == 0
 
     with_txn_cluster(run)
 

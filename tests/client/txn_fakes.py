@@ -110,7 +110,9 @@ class TxnCluster(FakeCluster):
             raise replica.machine.wrong_group(shard)
         machine: Any = replica.machine
         outcome = machine._participants.outcome(replica.engine, machine._shards.serving[shard], rest[0])
-        return None if outcome is None else [int(outcome.committed), outcome.revision]
+        if outcome is None:
+            return [State.BEGUN, 0] if machine.holds_locks(shard, rest[0]) else None
+        return [State.COMMITTED if outcome.committed else State.ABORTED, outcome.revision]
 
     def _result(self, result: list[Any]) -> list[Any]:
         """As a daemon answers it."""

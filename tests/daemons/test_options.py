@@ -41,6 +41,8 @@ def test_good_options() -> None:
         ({"controllers": ()}, "--controllers"),
         ({"controllers": ("x",)}, "--controllers"),
         ({"advertise": "x"}, "--advertise"),
+        ({"metrics_listen": "x"}, "--metrics-listen"),
+        ({"metrics_listen": "127.0.0.1:7000"}, "--metrics-listen is the same address as --listen"),
         ({"shards": 0}, "--shards"),
         ({"shards": 16_385}, "--shards"),
         ({"snapshot_bytes": 0}, "--snapshot-bytes"),

@@ -180,7 +180,7 @@ def test_pending_commands_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_commands_are_split_over_entries_within_the_bound() -> None:
     async def scenario() -> None:
-        rig = await (await Rig().start()).lead()
+        rig = await (await Rig(snapshot_bytes=1 << 30).start()).lead()
         before = rig.replica.raft.last_index
         for seq in range(1, 11):
             rig.put(seq, b"k%d" % seq, b"x" * 400_000)

@@ -49,11 +49,12 @@ EXAMPLES: list[tuple[int, RaftKVError]] = [
     (29, errors.NotHolder(4)),
     (29, errors.NotHolder()),
     (30, errors.DrainOver()),
+    (31, errors.TlsRefused("speaks TLS")),
 ]
 
 
 def test_every_class_with_a_code_has_an_example() -> None:
-    assert {code for code, _ in EXAMPLES} == set(BY_CODE) == set(range(1, 31)) - {21}
+    assert {code for code, _ in EXAMPLES} == set(BY_CODE) == set(range(1, 32)) - {21}
 
 
 @pytest.mark.parametrize(("code", "error"), EXAMPLES, ids=[type(e).__name__ for _, e in EXAMPLES])

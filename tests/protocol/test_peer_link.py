@@ -7,6 +7,9 @@ import random
 import socket
 from typing import Any
 
+import pytest
+
+from raftkv.protocol import peer_link
 from raftkv.protocol.connection import Connection, Server
 from raftkv.protocol.errors import BadVersion, Malformed, RaftKVError, ReplicaMustBeReplaced, WrongPeer
 from raftkv.protocol.frames import encode_frame
@@ -134,6 +137,31 @@ def test_it_comes_up_when_the_peer_does_and_again_after_a_crash(loop: str) -> No
         assert not owner.link.send(b"x")
         await peer.start()
         await until(lambda: owner.events == ["up", "down", "up"])
+        await owner.close()
+        await peer.stop()
+
+    run(loop, main)
+
+
+@both_loops
+def test_it_dials_at_once_when_the_peer_gives_a_sign_of_life(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_link, "BACKOFF_S_MIN", 600.0)
+
+    async def main() -> None:
+        peer = Peer()
+        await peer.start()
+        await peer.stop()
+        owner = Owner(peer.port)
+        owner.link.hurry()  # nothing to hurry yet
+        owner.link.start()
+        await until(lambda: owner.link._pause is not None)
+        await peer.start()
+        assert not owner.link.up
+        owner.link.hurry()
+        owner.link.hurry()
+        await until(lambda: owner.link.up)
+        owner.link.hurry()
+        assert len(peer.hellos) == 1
         await owner.close()
         await peer.stop()
 

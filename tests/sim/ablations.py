@@ -370,7 +370,7 @@ ABLATIONS: dict[str, Ablation] = {
     "snapshot labelled with the remembered index": Ablation(
         snapshot_with_a_remembered_label,
         scenario("catching up", {"isolate": 6, "power_loss": 4, "kill": 4}),
-        ("ReplicasEqual", "UnexpectedException", "UnexpectedExit", *LOG, *NOT_LINEARIZABLE),
+        ("ReplicasEqual", "RevisionNeverFalls", "UnexpectedException", "UnexpectedExit", *LOG, *NOT_LINEARIZABLE),
     ),
     "checkpoints are released after their readers": Ablation(
         checkpoint_released_while_it_is_read,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from raftkv.client.transactions import Transaction
-from raftkv.daemons import transactions
+from raftkv.daemons import coordinator as coordinator_daemon
+from raftkv.daemons import map_follower, transactions
 from raftkv.daemons.transactions import Transactions
 from raftkv.machines import coordinator, participants
 from raftkv.machines.coordinator import CoordinatorMachine, TxnState
@@ -82,9 +83,11 @@ def expired_taken_as_unknown(patch: pytest.MonkeyPatch) -> None:
 
 
 def short_lifetime(patch: pytest.MonkeyPatch) -> None:
-    """Outcomes are dropped after one second instead of an hour."""
+    """Outcomes are dropped after one second instead of an hour, and every group hears of each second that passes."""
     patch.setattr(participants, "OUTCOME_LIFETIME_MS", 1_000)
     patch.setattr(coordinator, "OUTCOME_LIFETIME_MS", 1_000)
+    patch.setattr(map_follower, "MAP_TIME_STEP_MS", 1_000)
+    patch.setattr(coordinator_daemon, "MAP_TIME_STEP_MS", 1_000)
 
 
 WRONG = (

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any
 
 from raftkv.client.sync import SyncControllers, SyncRaftKV
@@ -111,8 +112,8 @@ class Process:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
-    def status(self) -> dict[str, Any]:
-        return asyncio.run(status_of(self.address))
+    def status(self, ssl: SSLContext | None = None) -> dict[str, Any]:
+        return asyncio.run(status_of(self.address, ssl))
 
 
 class Cluster:
@@ -128,9 +129,12 @@ class Cluster:
         coordinators: int = 0,
         shards: int = 10,
         options: Sequence[str] = (),
+        ssl: SSLContext | None = None,
     ) -> None:
+        """`options` are for all daemons; `ssl` is what this object dials them with."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.ssl = ssl
         self.controllers: list[Process] = []
         self.groups: dict[int, list[Process]] = {}
         peers = [f"127.0.0.1:{free_port()}" for _ in range(controllers)]
@@ -183,7 +187,7 @@ class Cluster:
     def wait_registered(self, timeout_s: float = 30.0) -> None:
         """Until the controllers know of the coordinators."""
         deadline_s = time.monotonic() + timeout_s
-        while self.coordinators and not self.leader(0).status()["coordinators"]:
+        while self.coordinators and not self.leader(0).status(self.ssl)["coordinators"]:
             assert time.monotonic() < deadline_s, "the coordinators are not registered"
             time.sleep(0.05)
 
@@ -194,10 +198,10 @@ class Cluster:
                 pass
 
     def admin(self, timeout_s: float = 30.0) -> SyncControllers:
-        return SyncControllers(self.controller_addresses, timeout_s=timeout_s)
+        return SyncControllers(self.controller_addresses, timeout_s=timeout_s, ssl=self.ssl)
 
     def client(self, timeout_s: float = 30.0) -> SyncRaftKV:
-        return SyncRaftKV(self.controller_addresses, timeout_s=timeout_s)
+        return SyncRaftKV(self.controller_addresses, timeout_s=timeout_s, ssl=self.ssl)
 
     def leader(self, gid: int, timeout_s: float = 15.0) -> Process:
         """The process that leads group `gid` (0: the controllers)."""
@@ -209,7 +213,7 @@ class Cluster:
             for process in processes:
                 if process.running:
                     try:
-                        if process.status()["state"] == "leader":
+                        if process.status(self.ssl)["state"] == "leader":
                             return process
                     except (RaftKVError, OSError):
                         continue
@@ -228,9 +232,7 @@ class Cluster:
 
 
 @contextmanager
-def running(
-    cluster: Cluster, *, join: bool = True, environment: dict[str, str] | None = None
-) -> Iterator[Cluster]:
+def running(cluster: Cluster, *, join: bool = True, environment: dict[str, str] | None = None) -> Iterator[Cluster]:
     """The cluster, started; its logs are printed if the test fails."""
     try:
         yield cluster.start(join=join, environment=environment)
@@ -242,9 +244,9 @@ def running(
         cluster.stop()
 
 
-async def status_of(address: str) -> dict[str, Any]:
+async def status_of(address: str, ssl: SSLContext | None = None) -> dict[str, Any]:
     """What the daemon at `address` says of itself."""
-    channel = await Channel.open(address, Hello.of_client())
+    channel = await Channel.open(address, Hello.of_client(), ssl=ssl)
     try:
         report: dict[str, Any] = await channel.request(Verb.STATUS, [], timeout_s=3.0)
         return report

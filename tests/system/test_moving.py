@@ -108,3 +108,24 @@ def test_shards_move_under_load(folder: Path) -> None:
                 print(f"longest append and get: {stall_s:.3f} s")
 
         asyncio.run(main())
+
+
+def test_status_says_what_holds_a_copy_back(folder: Path) -> None:
+    """The throttle, and the turn of a fifth shard from the same group; without either there is nothing to say."""
+    small = Cluster(folder, groups=2, replicas=1, controllers=1)
+    with running(small, environment={"RAFTKV_MOVE_BYTES_PER_S": "10000"}) as cluster:
+        with cluster.client() as kv:
+            for number in range(200):
+                kv.put(b"key-%d" % number, bytes(5_000))
+        with cluster.admin() as admin:
+            admin.leave([2])
+        throttled, turn = "throttled to 0.01 MB/s (--move-bytes-per-s)", "its turn: 4 shards are copied from group 2"
+        deadline_s = time.monotonic() + 20
+        while time.monotonic() < deadline_s:
+            rows = cluster.groups[1][0].status()["migrations"]
+            told = sorted(row["slowed_by"] or "" for row in rows)
+            if len(told) == 5 and told[0].startswith(turn) and told[1:] == [throttled] * 4:
+                break
+            time.sleep(0.05)
+        assert told[0].startswith(turn) and told[1:] == [throttled] * 4, rows
+        assert [row["waits_for"] for row in rows] == [None] * 5
