@@ -43,6 +43,7 @@ class Option:
     help: str
     parse: Callable[[str], Any] | None = None
     metavar: str = ""
+    default: str = ""  # in words, where there is one
     program_only: bool = False  # may stand on the command line, not on a line of a script
     variable: bool = True  # False: what it asks for is for one command, never a setting for all
 
@@ -119,6 +120,7 @@ class CommandTable:
     about: str
     commands: tuple[Command, ...]
     options: tuple[Option, ...]
+    examples: tuple[str, ...] = ()  # for a shell
     by_name: dict[str, Command] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -242,19 +244,24 @@ def _value(option: Option, name: str, text: str | None) -> Any:
 
 
 def help_text(table: CommandTable, command: Command | None = None) -> str:
-    """The help on one command, or on all."""
+    """The help on one command, or on all: examples first."""
     if command is None:
         return _overview(table)
-    lines = [f"{command.usage}", "", f"  {command.summary}"]
+    options = (*command.options, *(option for option in table.options if not option.program_only))
+    return "\n".join([*about_lines(command), "", _OPTIONS, *_option_lines(options)])
+
+
+def about_lines(command: Command) -> list[str]:
+    """The help on one command without its options."""
+    lines = [f"{command.usage}", ""]
+    if command.examples:
+        lines += ["Examples:", *(f"  {example}" for example in command.examples), ""]
+    lines.append(f"  {command.summary}")
     if command.details:
         lines += ["", *(f"  {line}" for line in command.details.splitlines())]
     if command.danger:
         lines += ["", f"  Danger: {command.danger}"]
-    if command.options:
-        lines += ["", "Options:", *_option_lines(command.options)]
-    if command.examples:
-        lines += ["", "Examples:", *(f"  {example}" for example in command.examples)]
-    return "\n".join(lines)
+    return lines
 
 
 def _overview(table: CommandTable) -> str:
@@ -264,24 +271,31 @@ def _overview(table: CommandTable) -> str:
     lines = [
         f"{table.program} [OPTIONS] [COMMAND ARG…]",
         "",
+        "Examples:",
+        *(f"  {example}" for example in table.examples),
+        "",
         *(f"  {line}" for line in table.about.splitlines()),
         "",
-        "Commands (in any case):",
+        f"Commands (in any case; `{table.program} COMMAND --help` has examples of each):",
         *rows,
         "",
-        "Options (in brackets the environment variable that sets it, too):",
+        _OPTIONS,
         *_option_lines(table.options),
     ]
     return "\n".join(lines)
 
 
+_OPTIONS = "Options (in brackets the environment variable that sets it, too):"
+
+
 def _option_lines(options: Sequence[Option]) -> list[str]:
     """One aligned line for each option."""
     width = max(len(option.usage) for option in options)
+    defaults = [f"; default: {option.default}" if option.default else "" for option in options]
     variables = [f" [{option.environment}]" if option.variable else "" for option in options]
     return [
-        f"  {option.usage:<{width}}  {option.help}{variable}"
-        for option, variable in zip(options, variables, strict=True)
+        f"  {option.usage:<{width}}  {option.help}{default}{variable}"
+        for option, default, variable in zip(options, defaults, variables, strict=True)
     ]
 
 

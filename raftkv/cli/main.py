@@ -66,6 +66,16 @@ _COMMANDS = {
 }
 
 
+_HELP = """A sharded, replicated, linearizable key-value store.
+
+\b
+  raftkv local up                         a whole cluster on this machine
+  raftkv-kv put greeting hello            or raftkv kv put greeting hello
+  raftkv-ctl status                       or raftkv ctl status
+  raftkv bench --scenario put --clients 32
+"""
+
+
 def _root() -> click.Group:
     """The root group; a sub-command's module is imported when that sub-command is asked for."""
     from importlib import import_module
@@ -94,7 +104,7 @@ def _root() -> click.Group:
 
     root = LazyGroup(
         name="raftkv",
-        help="A sharded, replicated, linearizable key-value store. Begin with `raftkv local up`.",
+        help=_HELP,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     return click.version_option(package_name="raftkv", prog_name="raftkv")(root)
