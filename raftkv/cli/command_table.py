@@ -192,7 +192,9 @@ def parse(
     for option in (*table.options, *own):
         if option.key in given:
             options[option.key] = given.pop(option.key)[1]
-        elif option.variable and environment.get(option.environment) and not (option.program_only and on_a_line):
+        elif on_a_line and option not in own:
+            continue  # the program has taken it from there, unless its command line said otherwise
+        elif option.variable and environment.get(option.environment):
             options[option.key] = _value(option, option.environment, environment[option.environment])
     for option, _ in given.values():
         subject = command_row.name if command_row is not None else table.program

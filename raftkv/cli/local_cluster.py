@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raftkv.cli import interrupts, local_state
+from raftkv.cli import config_file, interrupts, local_state
 from raftkv.cli.exit_codes import ExitCode, LocalFailure, UsageError
 from raftkv.cli.local_ready import LOG_DIRECTORY, STATUS_TIMEOUT_S, NotOurs, log_path, wait_until_served
 from raftkv.cli.local_state import LocalProcess, LocalState, is_running
@@ -269,6 +269,7 @@ def _start(data_dir: Path, state: LocalState, process: LocalProcess) -> subproce
         for name, value in os.environ.items()
         if name not in own and not name.startswith("RAFTKV_TLS_")  # local clusters are plain
     }
+    environment[config_file.VARIABLE] = ""  # there may be TLS too
     with log_path(data_dir, process).open("ab") as log:
         return subprocess.Popen(
             daemon_arguments(data_dir, state, process),

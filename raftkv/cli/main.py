@@ -82,6 +82,8 @@ def _root() -> click.Group:
 
     import click
 
+    from raftkv.cli import config_file
+
     class LazyGroup(click.Group):
         """A group whose sub-commands live in modules that are not imported yet."""
 
@@ -102,12 +104,33 @@ def _root() -> click.Group:
             with formatter.section("Commands"):
                 formatter.write_dl([(name, row[2]) for name, row in _COMMANDS.items()])
 
+    def read_config() -> None:
+        context = click.get_current_context()
+        context.obj = config_file.load(os.environ)
+        context.default_map = context.obj.click_defaults()
+
     root = LazyGroup(
         name="raftkv",
+        callback=read_config,
         help=_HELP,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     return click.version_option(package_name="raftkv", prog_name="raftkv")(root)
+
+
+def _place_in_config(error: click.UsageError) -> str:
+    """File and key of a value that a command doesn't take; empty if it came from somewhere else."""
+    from click import BadParameter
+    from click.core import ParameterSource
+
+    from raftkv.cli import config_file
+
+    if not isinstance(error, BadParameter) or error.ctx is None or error.param is None or error.param.name is None:
+        return ""
+    if error.ctx.get_parameter_source(error.param.name) is not ParameterSource.DEFAULT_MAP:
+        return ""
+    daemon = error.ctx.info_name in config_file.DAEMONS
+    return config_file.where(error.ctx.find_root().obj, daemon, error.param.name)
 
 
 def _run_click(arguments: Sequence[str]) -> int:
@@ -126,6 +149,10 @@ def _run_click(arguments: Sequence[str]) -> int:
         return ExitCode.USAGE
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "raftkv"
+        place = _place_in_config(error)
+        if place:
+            note(f"{path}: {place}: {error.message}")
+            return ExitCode.USAGE
         note(f"{path}: {error.format_message()} (see `{path} --help`)")
         return ExitCode.USAGE
     except UsageError as error:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from raftkv.cli import interrupts
+from raftkv.cli import config_file, interrupts
 from raftkv.cli.command_table import (
     Argument,
     Call,
@@ -177,6 +177,8 @@ def _run(program: str, arguments: Sequence[str], environment: Mapping[str, str])
         sys.stdout.buffer.write(help_text(table, parsed.command).encode() + b"\n")
         sys.stdout.buffer.flush()
         return ExitCode.DONE
+    for key, value in config_file.load(environment).client.items():
+        parsed.options.setdefault(key, value)
     settings = Settings(
         program,
         _controllers(parsed),

@@ -130,6 +130,13 @@ def test_the_command_line_wins_over_the_environment() -> None:
     assert parse_line("get k", environment={"RAFTKV_TIMEOUT": ""}).options == {}
 
 
+def test_on_a_line_the_environment_is_silent_where_the_program_has_heard_it() -> None:
+    """Else RAFTKV_TIMEOUT would win over --timeout of the program on every line of a script."""
+    assert (
+        parse_line("get k", environment={"RAFTKV_TIMEOUT": "7", "RAFTKV_OUTPUT": "json"}, on_a_line=True).options == {}
+    )
+
+
 def test_ctrl_peers_is_an_alias() -> None:
     assert parse_line("query --ctrl-peers h:1,h:2", CTL).options == {"controllers": ("h:1", "h:2")}
 
