@@ -133,7 +133,9 @@ def _click_program() -> CommandRow:
 def _click_command(command: click.Command, path: str, summary: str) -> CommandRow:
     context = click.Context(command, info_name=path, help_option_names=["-h", "--help"])
     shown = inspect.cleandoc(command.help or "").replace("\b\n", "")
-    options = tuple(_click_option(param, context) for param in command.get_params(context))
+    params = command.get_params(context)
+    options = tuple(_click_option(param, context) for param in params if isinstance(param, click.Option))
+    words = tuple(_click_words(param.type) for param in params if isinstance(param, click.Argument))
     below: list[CommandRow] = []
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
@@ -142,28 +144,28 @@ def _click_command(command: click.Command, path: str, summary: str) -> CommandRo
             text = _COMMANDS[name][2] if path == "raftkv" else one.get_short_help_str(200)
             below.append(_passed_on(name, text) if name in _PASSED_ON else _click_command(one, f"{path} {name}", text))
     usage = " ".join([path, *command.collect_usage_pieces(context)])
-    return CommandRow(path, summary or shown.splitlines()[0], f"{usage}\n\n{shown}", options, tuple(below), ())
+    return CommandRow(path, summary or shown.splitlines()[0], f"{usage}\n\n{shown}", options, tuple(below), words)
 
 
-def _click_option(param: click.Parameter, context: click.Context) -> OptionRow:
-    assert isinstance(param, click.Option), "the commands of raftkv take options only"
+def _click_option(param: click.Option, context: click.Context) -> OptionRow:
     text, _, default = (param.help or "").partition("[default: ")
     extra = param.get_help_extra(context)
-    names = (*param.opts, *param.secondary_opts)
     default = default.removesuffix("]") or extra.get("default", "") or extra.get("required", "")
-    kind = param.type
     metavar = "" if param.is_flag else param.make_metavar(context).strip("[]")
-    if isinstance(kind, click.types.IntParamType | click.types.FloatParamType) and param.metavar is None:
+    if isinstance(param.type, click.types.IntParamType | click.types.FloatParamType) and param.metavar is None:
         metavar = "N"
     limits = f" ({extra['range']})" if "range" in extra else ""
-    words: tuple[str, ...] = ()
+    words = _click_words(param.type) or ((metavar,) if metavar in (FILE, DIRECTORY) else ())
+    variables = ", ".join(extra.get("envvars", ()))
+    return OptionRow((*param.opts, *param.secondary_opts), metavar, text.strip() + limits, variables, default, words)
+
+
+def _click_words(kind: click.ParamType[object]) -> tuple[str, ...]:
     if isinstance(kind, click.Choice):
-        words = tuple(str(choice) for choice in kind.choices)
-    elif isinstance(kind, click.Path):
-        words = (FILE,) if kind.dir_okay is False else (DIRECTORY,)
-    elif metavar in (FILE, DIRECTORY):
-        words = (metavar,)
-    return OptionRow(names, metavar, text.strip() + limits, ", ".join(extra.get("envvars", ())), default, words)
+        return tuple(str(choice) for choice in kind.choices)
+    if isinstance(kind, click.Path):
+        return (FILE,) if kind.dir_okay is False else (DIRECTORY,)
+    return ()
 
 
 # ---- from the parsers of sim and check

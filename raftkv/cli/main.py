@@ -59,6 +59,7 @@ _COMMANDS = {
     "health": ("raftkv.cli.daemon_health", "health", "Ask one daemon whether it is well."),
     "local": ("raftkv.cli.local", "local", "Start, stop and look at a whole cluster on this machine."),
     "bench": ("raftkv.cli.bench", "bench", "Load a running cluster; report throughput and latency."),
+    "completion": ("raftkv.cli.completion", "completion", "Print a script that completes all of this in a shell."),
     "sim": ("raftkv.cli.verification", "sim", "Run the real daemons in a simulated world, one history a seed."),
     "check": ("raftkv.cli.verification", "check", "Check a history of what clients saw: is it linearizable?"),
     "ctl": ("", "", "Shard map and health: Join, Leave, Move, Query, Status (the same as raftkv-ctl)."),
