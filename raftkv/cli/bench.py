@@ -22,7 +22,7 @@ from raftkv.bench.processes import LoadFailed, Measured, Run, Show, Stopped, del
 from raftkv.bench.report import Report
 from raftkv.bench.scenarios import SCENARIOS
 from raftkv.cli import interrupts
-from raftkv.cli.daemons import AddressesType, Seconds, tls_options
+from raftkv.cli.daemons import CONTROLLERS_HELP, AddressesType, Seconds, tls_options
 from raftkv.cli.daemons import option as setting
 from raftkv.cli.exit_codes import ExitCode, LocalFailure, UsageError, describe, exit_code_of
 from raftkv.cli.local_state import default_controllers
@@ -39,7 +39,6 @@ CLIENTS_MAX = 10_000
 KEYS_MAX = 10_000_000
 NO_CHART = "a chart needs matplotlib: pip install 'raftkv[chart]'"
 
-_CONTROLLERS = "Where the controllers are.  [default: the cluster of `raftkv local up`]"
 _SCENARIO_LINES = "\n".join(f"  {name:13} {scenario.about}" for name, scenario in SCENARIOS.items())
 
 _HELP = f"""Load a running cluster and report throughput and latency.
@@ -105,7 +104,7 @@ def _option(*names: str, **details: Any) -> Callable[[F], F]:
     type=click.IntRange(1, PROCESSES_MAX),
     help="That make the load.  [default: 2, or 1 on one core]",
 )
-@setting("--controllers", "--ctrl-peers", type=AddressesType(), help=_CONTROLLERS)
+@setting("--controllers", "--ctrl-peers", type=AddressesType(), help=CONTROLLERS_HELP)
 @setting("--timeout", "timeout_s", type=Seconds(), default=str(TIMEOUT_S_DEFAULT), help="Of each request.")
 @tls_options
 @setting(

@@ -23,6 +23,10 @@ from raftkv.daemons.options import (
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+CONTROLLERS_HELP = "Where the controllers are.  [default: the cluster of `raftkv local up`]"
+"""For what is a client."""
+
+
 class PeersType(click.ParamType[dict[int, str]]):
     """`0=HOST:PORT,1=HOST:PORT,…` as a dict from replica id to address."""
 

@@ -59,6 +59,7 @@ _COMMANDS = {
     "health": ("raftkv.cli.daemon_health", "health", "Ask one daemon whether it is well."),
     "local": ("raftkv.cli.local", "local", "Start, stop and look at a whole cluster on this machine."),
     "bench": ("raftkv.cli.bench", "bench", "Load a running cluster; report throughput and latency."),
+    "top": ("raftkv.cli.top", "top", "Watch a cluster live: leaders, lag, rates, shards, moves, transactions."),
     "completion": ("raftkv.cli.completion", "completion", "Print a script that completes all of this in a shell."),
     "sim": ("raftkv.cli.verification", "sim", "Run the real daemons in a simulated world, one history a seed."),
     "check": ("raftkv.cli.verification", "check", "Check a history of what clients saw: is it linearizable?"),
@@ -73,6 +74,7 @@ _HELP = """A sharded, replicated, linearizable key-value store.
   raftkv local up                         a whole cluster on this machine
   raftkv-kv put greeting hello            or raftkv kv put greeting hello
   raftkv-ctl status                       or raftkv ctl status
+  raftkv top                              watch it
   raftkv bench --scenario put --clients 32
 """
 

@@ -22,10 +22,9 @@ class Typing:
     def __init__(self, shell: str, path: Path, directory: Path) -> None:
         self.shell = shell
         arguments = {"bash": ("--norc", "--noprofile", "-i"), "zsh": ("-f", "-i"), "fish": ("--no-config", "-i")}[shell]
-        environment = {"PS1": PROMPT + " ", "HOME": str(directory), "XDG_CONFIG_HOME": str(directory / "config")}
         program = shutil.which(shell)
         assert program is not None
-        self._screen = Screen(program, *arguments, columns=200, cwd=directory, **environment)
+        self._screen = Screen(program, *arguments, columns=200, cwd=directory, PS1=f"{PROMPT} ", HOME=str(directory))
         begin = {
             "bash": f"bind 'set bell-style none'; bind 'set enable-bracketed-paste off'; source {path}",
             "zsh": f"PS1='{PROMPT} '; unsetopt beep; autoload -U compinit; compinit -u -D; source {path}",
