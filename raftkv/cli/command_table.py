@@ -7,7 +7,7 @@ to a server, and nothing here prints.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -133,10 +133,8 @@ class CommandTable:
         command = self.by_name.get(text.lower())
         if command is not None:
             return command
-        import difflib  # only on this path: it costs milliseconds
-
-        near = difflib.get_close_matches(text.lower(), self.by_name, n=1)
-        hint = f"did you mean {self.by_name[near[0]].name}?" if near else "`help` lists the commands"
+        near = _nearest(text.lower(), self.by_name)
+        hint = f"did you mean {self.by_name[near].name}?" if near else "`help` lists the commands"
         raise UsageError(f"unknown command {show_word(name)}; {hint}")
 
 
@@ -221,7 +219,16 @@ def _option(known: Mapping[str, Option], data: bytes) -> tuple[str, Option, str 
         return name, known[name], value if equals else None
     if not text.startswith("--") and text[:2] in known and known[text[:2]].parse is not None:
         return text[:2], known[text[:2]], text[2:]
-    raise UsageError(f"unknown option {show_word(data)}; put `--` before words that begin with a dash")
+    near = _nearest(name, known, 0.75) if name.startswith("--") else ""
+    hint = f"did you mean {near}? " if near else ""
+    raise UsageError(f"unknown option {show_word(data)}; {hint}put `--` before words that begin with a dash")
+
+
+def _nearest(text: str, known: Iterable[str], least: float = 0.6) -> str:
+    """The one that was probably meant; empty if none is near."""
+    import difflib  # only after a mistake: it costs milliseconds
+
+    return next(iter(difflib.get_close_matches(text, known, n=1, cutoff=least)), "")
 
 
 _FLAG_TEXTS = {

@@ -52,7 +52,9 @@ def health(listen: str, timeout_s: float, tls_cert: str | None, tls_key: str | N
     try:
         answer = asyncio.run(_ask(address, timeout_s, client_ssl(tls_cert, tls_key, tls_ca)))
     except RaftKVError as error:
-        raise LocalFailure(f"{error}", exit_code_of(error)) from None
+        code = exit_code_of(error)
+        advice = "; is it running, and is that where it listens?" if code is ExitCode.UNAVAILABLE else ""
+        raise LocalFailure(f"health: no good answer from {error}{advice}", code) from None
     group = f"group {answer['gid']}" if answer["role"] == "shardkv" else f"the {answer['role']}s"
     line = f"replica {answer['replica']} of {group}, {answer['state']}"
     if answer["leader"] is None:

@@ -30,7 +30,7 @@ from raftkv.cli.top_view import SORTS, View, body, screenful
 from raftkv.protocol.errors import RaftKVError
 
 INTERVALS_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-PLAIN_COLUMNS = 160
+PLAIN_COLUMNS = 1000
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 

@@ -77,6 +77,10 @@ def test_words_that_only_look_like_options(line: str, words: tuple[bytes, ...]) 
         ("put k", "Put needs more words: usage: Put KEY VALUE [--if-version N]"),
         ("get k --limit 5", "Get takes no --limit; `help Get` shows what it takes"),
         ("get k --frobnicate", 'unknown option "--frobnicate"; put `--` before words that begin with a dash'),
+        (
+            "get k --timeot 5",
+            'unknown option "--timeot"; did you mean --timeout? put `--` before words that begin with a dash',
+        ),
         ("scan --limit", "--limit needs a value: --limit N"),
         ("scan --limit five", "--limit: 'five' is not a whole number"),
         ("scan --limit 0", "--limit: 0 is out of range: it must be between 1 and 4611686018427387904"),
