@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from raftkv.cli.command_table import Argument, Call, Command, Option, parse_count
@@ -74,10 +75,8 @@ class Import:
                     raise await self._after_the_others(BadLine(str(error))) from None
                 if line is not None:
                     await self._take(line)
-                elif not await reader.more():
+                elif not await self._more(reader):
                     break
-                else:
-                    await asyncio.sleep(0)  # lines that are skipped wait for nothing else, and Ctrl-C has its turn
             while (line := reader.buffered()) is not None:  # the last line may lack its end
                 await self._take(line)
             while self._writes:
@@ -98,6 +97,19 @@ class Import:
     def failed_line(self) -> int:
         """The number of the line that ended it: the one after those that are in, blank ones left out."""
         return self._writes[0].line_number if self._writes else self._line_number
+
+    async def _more(self, reader: LineReader) -> bool:
+        """Wait for more of the file; False at its end. A write that fails meanwhile ends it: a pipe may be slow."""
+        reading = asyncio.get_running_loop().create_task(reader.more())
+        try:
+            while not reading.done():
+                self._finish_done()
+                first = [write.task for write in islice(self._writes, 1)]
+                await asyncio.wait([reading, *first], return_when=asyncio.FIRST_COMPLETED)
+            return reading.result()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     async def _take(self, line: bytes) -> None:
         """Begin to write a line, when one of the writes before has made room."""

@@ -272,6 +272,21 @@ def test_a_pipe_is_read_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert stored(shell) == {b"a": b"1", b"b": b"2", b"c": b"3"}
 
 
+def test_a_write_that_fails_ends_it_though_the_pipe_is_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell = Shell()
+    shell.fakes.kv_client.errors = {b"b": Busy("queue")}
+    shell.fakes.kv_client.delays_s = {b"b": 0.02}
+    read_end, write_end = os.pipe()
+    monkeypatch.setattr(bulk, "STDIN", read_end)
+    os.write(write_end, b"a\t1\nb\t2\n")
+    assert run(shell, "import", "-") is ExitCode.REFUSED
+    assert "line 2: the server is busy: queue; try again later; the lines up to 1 are in" in capsys.readouterr().err
+    os.close(write_end)
+    os.close(read_end)
+
+
 def test_files_that_can_not_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(Shell(), "import", tmp_path) is ExitCode.USAGE
     assert "is a directory: give a file, or - for standard input" in capsys.readouterr().err

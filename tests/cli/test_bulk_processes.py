@@ -40,15 +40,17 @@ def test_pairs_go_in_and_out_and_an_interrupted_import_goes_on(cluster: LocalClu
     source = tmp_path / "pairs.tsv"
     source.write_bytes(b"".join(ENCODERS["tsv"](*pair) + b"\n" for pair in pairs(random.Random(1))))
 
-    screen = Screen("raftkv-kv", "import", "pairs.tsv", cwd=tmp_path, RAFTKV_CONTROLLERS=cluster.controllers)
+    screen = Screen(
+        "raftkv-kv", "import", "pairs.tsv", columns=200, cwd=tmp_path, RAFTKV_CONTROLLERS=cluster.controllers
+    )
     screen.wait_for(lambda lines: lines and re.match(r"Import pairs.tsv [━╺╸ ]+ +[1-9]\d?% [\d,]+ pairs", lines[-1]))
     screen.child.sendintr()
     assert screen.wait_for_end() == 130
-    said = " ".join(screen.lines)
+    said = screen.text.strip()
     found = re.fullmatch(
         r"raftkv-kv: Import pairs.tsv: interrupted; the lines up to (\d+) are in, others may be: "
         r"the same command with --from-line (\d+) goes on",
-        re.sub(r"\s+", " ", said).strip(),
+        said,
     )
     assert found is not None, said
     assert 0 < int(found[1]) < PAIRS
