@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, OverflowMethod, RenderableType, RenderResult
 from rich.console import Group as Stack
 from rich.segment import Segment
 from rich.table import Table
@@ -112,8 +112,14 @@ def body(before: Sample | None, now: Sample, view: View) -> RenderableType:
 def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True, overflow="ellipsis")
+        gives = name in _GIVE_WAY
+        overflow: OverflowMethod = "fold" if name == "WHICH" else "ellipsis"
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=not gives, overflow=overflow)
     return table
+
+
+_GIVE_WAY = ("ADDRESS", "WAITS FOR", "WHICH")
+"""Columns that become narrower where there is no room for all."""
 
 
 NARROW = 72

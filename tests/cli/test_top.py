@@ -90,6 +90,18 @@ def test_an_unhealthy_one() -> None:
     agrees("top-unhealthy.txt", screen(None, unwell(), View(sort="lag", paused=True), lines=30))
 
 
+def test_long_texts_give_way() -> None:
+    now = unwell()
+    move = replace(now.health.moves[0], waits_for="group 2 has no leader that answers, and it is the third time today")
+    replicas = [
+        replace(each, address=f"a-rather-long-name-{n}.raftkv.svc.cluster.local:7000")
+        for n, each in enumerate(now.health.replicas)
+    ]
+    shards = [ShardHealth(shard, 1 + shard % 2, "serving") for shard in range(60)]
+    now = replace(now, health=replace(now.health, moves=[move], replicas=replicas, shards=shards))
+    agrees("top-long.txt", screen(None, now, View(), lines=34))
+
+
 def test_a_low_narrow_screen_scrolls() -> None:
     view = View(first_line=3)
     agrees("top-small.txt", screen(sample(8.0), sample(), view, columns=50, lines=10))
