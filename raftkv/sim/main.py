@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
+from raftkv.sim.arguments import OneLineParser
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.nemesis import check_faults
 from raftkv.sim.probes import KNOWN
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="raftkv sim", description="Deterministic simulation of the real daemons.")
+    parser = OneLineParser(prog="raftkv sim", description="Deterministic simulation of the real daemons.")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int)
     which.add_argument("--seeds", type=_range, metavar="A..B")

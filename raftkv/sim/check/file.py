@@ -5,13 +5,13 @@ Raises nothing for what a file can contain: a malformed one is one line on `erro
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import TextIO
 
+from raftkv.sim.arguments import OneLineParser
 from raftkv.sim.check.appends import check_appends, is_append_only
 from raftkv.sim.check.history import History, HistoryError, Kind
 from raftkv.sim.check.linearizability import DEADLINE_S, check_linearizability
@@ -65,7 +65,7 @@ def check_file(path: str | Path, *, deadline_s: float | None = DEADLINE_S) -> Ve
 
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None, errors: TextIO | None = None) -> int:
     """Check the files named in `argv`; the worst exit status of all (see Exit)."""
-    parser = argparse.ArgumentParser(prog="raftkv check", description="Check history files (JSON lines).")
+    parser = OneLineParser(prog="raftkv check", description="Check history files (JSON lines).")
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--deadline", type=float, default=DEADLINE_S, metavar="SECONDS", help="then undecided")
     options = parser.parse_args(argv)
