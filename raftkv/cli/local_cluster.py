@@ -246,7 +246,8 @@ def _check_ports(dead: list[LocalProcess]) -> None:
 def daemon_arguments(data_dir: Path, state: LocalState, process: LocalProcess) -> list[str]:
     """The command line of one daemon."""
     peers = [peer for peer in state.processes if (peer.role, peer.gid) == (process.role, process.gid)]
-    arguments = [sys.executable, "-m", "raftkv", process.role]
+    # -P: what lies in the directory of whoever says `up` must not be imported in place of what is installed.
+    arguments = [sys.executable, "-P", "-m", "raftkv", process.role]
     arguments += ["--id", str(process.id), "--listen", process.addr]
     arguments += ["--peers", ",".join(f"{peer.id}={peer.addr}" for peer in peers)]
     arguments += ["--data-dir", str(data_dir / process.name)]
@@ -364,10 +365,10 @@ async def _process_states(data_dir: Path, state: LocalState, timeout_s: float) -
     from raftkv.cli.health import ask
     from raftkv.client.controllers import Controllers
 
-    running = [process.addr for process in state.processes if is_running(data_dir, process)]
+    running = {process.addr: process.pid for process in state.processes if is_running(data_dir, process)}
     controllers = Controllers(state.controllers, timeout_s=timeout_s)
     try:
-        answers = await ask(controllers, running, timeout_s)
+        answers = await ask(controllers, list(running), timeout_s)
     finally:
         await controllers.close()
     return [
@@ -378,7 +379,7 @@ async def _process_states(data_dir: Path, state: LocalState, timeout_s: float) -
             "addr": process.addr,
             "redis": None,
             "metrics": process.metrics,
-            "pid": process.pid,
+            "pid": running.get(process.addr),  # a dead one's may be a stranger's by now
             "state": _state_name(answers.get(process.addr)),
         }
         for process in state.processes

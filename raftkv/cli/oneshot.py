@@ -68,6 +68,7 @@ def interrupted(session: Session, call: Call) -> str:
     if call.command.writes and session.unsettled_at_interrupt:
         if call.command.name == "Commit":
             txid = session.unsettled_at_interrupt[0].split()[-1]
-            return f"{call}: interrupted; it was sent and may be committed, or may still be: `Txn status {txid}` tells"
+            settle = f"`Txn resolve {txid}` settles it"
+            return f"{call}: interrupted; it was sent and may be committed, or may still be: {settle}"
         return f"{call}: interrupted; it was sent and may have applied, or may still: read before you try again"
     return f"{call}: interrupted; nothing was changed"

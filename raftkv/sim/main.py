@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
+from raftkv.sim.arguments import OneLineParser
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.nemesis import check_faults
 from raftkv.sim.probes import KNOWN
@@ -70,9 +71,7 @@ _ABOUT = """Run the real daemons in a simulated world, one history a seed.
 
 def arguments() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="raftkv sim", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="raftkv sim", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, metavar="N", help="run this one")
     which.add_argument("--seeds", type=_range, metavar="A..B", help="run these, the last one too")

@@ -12,6 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TextIO
 
+from raftkv.sim.arguments import OneLineParser
 from raftkv.sim.check.appends import check_appends, is_append_only
 from raftkv.sim.check.history import History, HistoryError, Kind
 from raftkv.sim.check.linearizability import DEADLINE_S, check_linearizability
@@ -72,7 +73,7 @@ _ABOUT = """Check what clients saw: linearizability, unique appends, transaction
 
 def arguments() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="raftkv check", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a history as JSON lines")
