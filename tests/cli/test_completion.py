@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,9 +67,7 @@ class Typing:
 
     def _clear(self) -> None:
         """An empty line on an empty screen."""
-        self._screen.child.send("\x03")
-        time.sleep(0.05)  # zsh and fish draw the line once more
-        self._screen.child.send("clear\r")
+        self._screen.child.send("\x15clear\r")  # Ctrl-U, since what comes right after a Ctrl-C may be lost
         self._screen.wait_for(lambda lines: lines == [PROMPT])
 
 
