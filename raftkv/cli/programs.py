@@ -26,6 +26,7 @@ from raftkv.cli.command_table import (
     parse_count,
     parse_seconds,
 )
+from raftkv.cli.confirmation import ask_once
 from raftkv.cli.exit_codes import ExitCode, UsageError
 from raftkv.cli.oneshot import LeaveShell, run_one
 from raftkv.cli.printers import OUTPUTS, OutputClosed, Printer, note, settle_stdout
@@ -52,7 +53,9 @@ OPTIONS = (
         "HOST:PORT,…",
         program_only=True,
     ),
-    Option(("-o", "--output"), "plain, json or table; plain away from a terminal", _parse_output, "FORM"),
+    Option(
+        ("-o", "--output"), "plain, json or table; plain away from a terminal", _parse_output, "FORM", choices=OUTPUTS
+    ),
     Option(
         ("--timeout",),
         f"how long a command may take; default {TIMEOUT_S_DEFAULT:g}",
@@ -104,7 +107,12 @@ def command_table(program: str) -> CommandTable:
         raise LeaveShell
 
     common = (
-        Command("Help", "this list, or help on COMMAND", show_help, (Argument("COMMAND", required=False),)),
+        Command(
+            "Help",
+            "this list, or help on COMMAND",
+            show_help,
+            (Argument("COMMAND", required=False, completes="commands"),),
+        ),
         Command("Exit", "leave (as Ctrl-D does)", leave),
     )
     table = CommandTable(program, _ABOUT[program], (*own, *common), OPTIONS)
@@ -154,7 +162,11 @@ def _run(program: str, arguments: Sequence[str], environment: Mapping[str, str])
     session = Session(settings, SdkConnector(client_ssl(*files)))
     out = sys.stdout.buffer
     if parsed.command is not None:
-        call = with_values(parsed.call(), on_a_line=False)
+        call = parsed.call()
+        if not ask_once(call):
+            note(f"{program}: {call}: not confirmed; nothing was changed")
+            return ExitCode.REFUSED
+        call = with_values(call, on_a_line=False)
         one = run_one(session, Printer(settings.output, out), call)
         return interrupts.run(one, session.interrupt)
     if sys.stdin is not None and sys.stdin.isatty():

@@ -114,7 +114,7 @@ TRANSACTION_COMMANDS = (
         "Lock",
         "in a transaction: keep others from writing KEYs until it ends",
         lock,
-        (Argument("KEY", many=True),),
+        (Argument("KEY", many=True, completes="keys"),),
         details=(
             "Waits for whoever holds them; of two transactions that wait for each other the younger one is aborted.\n"
             "Others may still read them. The locks of a client that dies end by themselves within seconds."
@@ -125,7 +125,7 @@ TRANSACTION_COMMANDS = (
         "Txn",
         "print what became of a transaction: committed, aborted, pending, expired or unknown",
         txn,
-        (Argument("status"), Argument("TXID")),
+        (Argument("status", choices=("status",)), Argument("TXID", completes="txids")),
         details=(
             "pending: not decided yet. expired: so old that it may have been forgotten.\n"
             "unknown: no server has heard of it; it may be open still."
