@@ -48,7 +48,11 @@ class Printer:
         assert output in OUTPUTS
         self.output = output
         self.nil = nil  # the REPL shows a missing key as (nil)
-        self._stream = stream
+        self.stream = stream
+
+    def onto(self, stream: BinaryIO, output: str | None = None) -> Printer:
+        """Another one that prints to `stream`, in another form if one is given."""
+        return Printer(output or self.output, stream, nil=self.nil)
 
     async def show(self, result: Result, output: str | None = None) -> ExitCode:
         """Print and flush one result; the exit code that it stands for. Raises OutputClosed, LocalFailure."""
@@ -56,7 +60,7 @@ class Printer:
             return await self._show(result, output or self.output)
         finally:  # what was shown before an error too, since the error may say how to go on after it
             try:
-                self._stream.flush()
+                self.stream.flush()
             except OSError as error:
                 raise _cannot_write(error) from None
 
@@ -119,7 +123,7 @@ class Printer:
 
     def _line(self, data: bytes) -> None:
         try:
-            self._stream.write(data + b"\n")
+            self.stream.write(data + b"\n")
         except OSError as error:
             raise _cannot_write(error) from None
 

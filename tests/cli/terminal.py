@@ -17,7 +17,7 @@ class Terminal:
     """A REPL and its screen."""
 
     def __init__(self, program: str, *arguments: str, controllers: str, state_home: Path) -> None:
-        self.prompt = f"{program}>"
+        self.prompt = f"{program} {controllers.split(',')[0]}>"
         self._screen = pyte.HistoryScreen(COLUMNS, LINES)
         self._stream = pyte.Stream(self._screen)
         environment = clean_environment(XDG_STATE_HOME=str(state_home), RAFTKV_CONTROLLERS=controllers, TERM="xterm")
