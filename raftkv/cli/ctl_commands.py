@@ -166,7 +166,7 @@ _FORCE = Option(
     ("--force",),
     "give up the last group, which is lost with all data; asks on a terminal, and needs --yes elsewhere",
     variable=False,
-    danger="if no other group is left, all shards are given up with everything in them",
+    danger="if no other group is left, all data is given up",
 )
 _YES = Option(("--yes",), "don't ask whether --force is meant", variable=False)
 _WAITS = "Waits until the shards that it moves are served by their new owners; --timeout counts from the last progress."

@@ -74,7 +74,7 @@ def _of_role(
         yield from _commands(table.commands, word)
     elif role.kind == "value" and role.option is not None:
         yield from _choices(role.option.choices, word)
-    elif role.kind == "option" or (begins_option and role.kind in ("argument", "extra")):
+    elif role.kind in ("option", "dashes") or (begins_option and role.kind in ("argument", "extra")):
         yield from _options(table, role.command, roles, word)
     elif role.kind == "argument" and role.argument is not None:
         yield from _argument(table, known, role.argument, word)

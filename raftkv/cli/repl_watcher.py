@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CLIENT_TIMEOUT_S = 3.0
 """So long nobody answers until the prompt says so."""
 RETRY_S = 0.5
+PAUSE_S = 0.05
+"""Between two long polls, for a controller that answers at once, whatever it is asked."""
 LOOK_S = 2.0
 """How often the leader of each group is asked whether it still is."""
 LEADER_TIMEOUT_S = 1.5
@@ -89,6 +91,7 @@ class Watcher:
             elif latest.num > before.num:
                 self._known.shard_map = latest
                 await self._tell(Notice(describe_change(before, latest), latest.num))
+            await asyncio.sleep(PAUSE_S)
 
     def _set_connected(self, connected: bool) -> None:
         if connected != self.connected:

@@ -32,7 +32,7 @@ def test_what_loses_nothing_goes_on(line: str) -> None:
 
 def test_force_loses_data() -> None:
     assert question_about(call("leave 1 --force")) == (
-        "Leave 1 --force: if no other group is left, all shards are given up with everything in them. Go on? (y/N) "
+        "Leave 1 --force: if no other group is left, all data is given up. Go on? (y/N) "
     )
     with pytest.raises(UsageError, match="if that is meant, say so with --yes"):
         require_yes(call("leave 1 --force"))
