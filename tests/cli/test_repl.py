@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -279,7 +280,10 @@ def test_output_goes_to_a_shell_command(tmp_path: Path, monkeypatch: pytest.Monk
     play(tmp_path, dialogue)
 
 
-def test_a_value_in_the_editor(tmp_path: Path) -> None:
+def test_a_value_in_the_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(files))
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\ncat "$2" >> "$1.seen"; sed -i "s/old/new/; s/^$/made/" "$2"; test ! -e "$1.fail"\n')
     editor.chmod(0o755)
@@ -301,7 +305,7 @@ def test_a_value_in_the_editor(tmp_path: Path) -> None:
         assert client.data[b"k"].value == b"old"
         await rig.ask("commit")
         assert client.data[b"k"].value == b"new"
-        assert not list(Path("/tmp").glob(f"raftkv-*{os.getpid()}"))
+        assert list(files.iterdir()) == []
 
     play(tmp_path, dialogue, EDITOR=f"'{editor}' '{editor}'")
 
