@@ -256,8 +256,10 @@ class Shell:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise
-            # Of a pause there is nothing to say, but the terminal has shown a ^C.
-            note(interrupted(self.session, self.running) if self.running is not None else "")
+            if sys.stderr is not None and sys.stderr.isatty():
+                note("")  # the terminal has shown a ^C
+            if self.running is not None:
+                note(interrupted(self.session, self.running))
             return False
         finally:
             loop.remove_signal_handler(signal.SIGINT)

@@ -66,7 +66,7 @@ def with_backslash_commands(shell: Shell, table: CommandTable) -> CommandTable:
         ),
         Command(
             "\\watch",
-            f"run COMMAND, or the last one, again every N seconds ({WATCH_S_DEFAULT:g}) until Ctrl-C",
+            f"repeat COMMAND, or the last one, every N seconds ({WATCH_S_DEFAULT:g}) until Ctrl-C",
             partial(watch, shell),
             (Argument("N", required=False), Argument("COMMAND", required=False, many=True, completes="line")),
             examples=("\\watch 1 get greeting", "\\watch 5 scan user: | wc -l"),
@@ -82,7 +82,7 @@ def with_backslash_commands(shell: Shell, table: CommandTable) -> CommandTable:
 def _edit_row(shell: Shell) -> Command:
     return Command(
         "\\e",
-        "edit the value of KEY in $EDITOR, and store it if nobody else has meanwhile",
+        "edit KEY's value in $EDITOR; it is stored unless others were faster",
         partial(edit_value, shell),
         (Argument("KEY", completes="keys"),),
         details=(

@@ -255,7 +255,8 @@ def test_ctrl_c_in_the_shell_cancels_the_request_only(cluster: LocalCluster, tmp
             shell.send(line + "\r")
             time.sleep(1)
             shell.send("\x03\x03")
-            said, *_ = shell.answer(line)  # the second Ctrl-C may have met the prompt already
+            shown, said, *_ = shell.answer(line)  # the second Ctrl-C may have met the prompt already
+            assert shown.startswith("^C")
             assert said.endswith(f"stalled: interrupted; {answer}")
     finally:
         for process in groups:
