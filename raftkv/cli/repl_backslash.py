@@ -76,7 +76,7 @@ def with_backslash_commands(shell: Shell, table: CommandTable) -> CommandTable:
         own = (*own, _edit_row(shell))
     own = (*own, Command("\\?", "the shell's own commands and keys", partial(show_shell_help, shell)))
     rows = [replace(row, run=partial(show_help, shell)) if row.name == "Help" else row for row in table.commands]
-    return CommandTable(table.program, table.about, (*rows, *own), table.options)
+    return replace(table, commands=(*rows, *own), by_name={})
 
 
 def _edit_row(shell: Shell) -> Command:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
 from asyncio.subprocess import PIPE, Process
@@ -35,8 +36,12 @@ class Sink:
 
     @property
     def as_stream(self) -> BinaryIO:
-        """What a Printer takes: it writes and flushes only."""
+        """What a Printer takes: it does nothing else with it."""
         return cast("BinaryIO", self)
+
+    def isatty(self) -> bool:
+        """Whether people look at it."""
+        return self.stream.isatty()
 
     def write(self, data: bytes) -> int:
         """Take the bytes."""
@@ -95,6 +100,10 @@ class ShellPipe(IntoProcess):
         super().__init__(stream)
         self._command = command
 
+    def isatty(self) -> bool:
+        """A command reads it."""
+        return False
+
     async def start(self) -> None:
         """Start the shell."""
         self.process = await asyncio.create_subprocess_shell(self._command, stdin=PIPE)
@@ -120,7 +129,7 @@ class Paged(IntoProcess):
             return super().write(data)
         self._waiting.append(data)
         for line in data.removesuffix(b"\n").split(b"\n") if not self._too_large else ():
-            width = get_cwidth(line.decode("utf-8", "replace")) if len(line) <= 4 * self._columns else len(line)
+            width = get_cwidth(_shown(line)) if len(line) <= 8 * self._columns else len(line)
             self._rows_left -= 1
             self._too_large |= self._rows_left < 0 or width > self._columns
         return len(data)
@@ -156,6 +165,14 @@ class Paged(IntoProcess):
         except OSError:
             self._direct = True
         self.write(b"".join(waiting))
+
+
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")
+
+
+def _shown(line: bytes) -> str:
+    """What takes room on the screen."""
+    return _COLOUR.sub("", line.decode("utf-8", "replace"))
 
 
 def find_pager(environment: Mapping[str, str]) -> list[str] | None:

@@ -60,6 +60,7 @@ def test_what_fits_goes_to_the_screen(tmp_path: Path) -> None:
     reader = Reader(tmp_path)
     assert show(Pairs(pairs(10)), reader.command) == (lines_of(10), 10)
     assert show(Text("x" * COLUMNS), reader.command)[0] == "x" * COLUMNS + "\n"
+    assert show(Text(f"\x1b[31m{'x' * COLUMNS}\x1b[0m"), reader.command)[0] == f"\x1b[31m{'x' * COLUMNS}\x1b[0m\n"
     assert show(Text("one\n" * 9), reader.command)[0] == "one\n" * 9 + "\n"
     assert not reader.file.exists()
 
