@@ -48,11 +48,7 @@ class Printer:
         assert output in OUTPUTS
         self.output = output
         self.nil = nil  # the REPL shows a missing key as (nil)
-        self.stream = stream
-
-    def onto(self, stream: BinaryIO, output: str | None = None) -> Printer:
-        """Another one that prints to `stream`, in another form if one is given."""
-        return Printer(output or self.output, stream, nil=self.nil)
+        self._stream = stream
 
     async def show(self, result: Result, output: str | None = None) -> ExitCode:
         """Print and flush one result; the exit code that it stands for. Raises OutputClosed, LocalFailure."""
@@ -60,7 +56,7 @@ class Printer:
             return await self._show(result, output or self.output)
         finally:  # what was shown before an error too, since the error may say how to go on after it
             try:
-                self.stream.flush()
+                self._stream.flush()
             except OSError as error:
                 raise _cannot_write(error) from None
 
@@ -123,9 +119,18 @@ class Printer:
 
     def _line(self, data: bytes) -> None:
         try:
-            self.stream.write(data + b"\n")
+            self._stream.write(data + b"\n")
         except OSError as error:
             raise _cannot_write(error) from None
+
+    @property
+    def stream(self) -> BinaryIO:
+        """Where it prints."""
+        return self._stream
+
+    def onto(self, stream: BinaryIO, output: str) -> Printer:
+        """Another one that prints to `stream`, in that form."""
+        return Printer(output, stream, nil=self.nil)
 
 
 def _cannot_write(error: OSError) -> Exception:
