@@ -62,7 +62,7 @@ def ready(shell: Terminal, *ends: str) -> None:
 
 def test_a_first_session(cluster: LocalCluster, tmp_path: Path) -> None:
     shell = terminal(cluster, tmp_path)
-    for line in ["put greeting 'hello, world'", "GET greeting", "get nobody", "gte greeting", "help append"]:
+    for line in ["put greeting 'hello, world'", "GET greeting", "get nobody", "gte greeting", "scan gr"]:
         shell.ask(line)
     shell.send('put letter "Dear\r  reader,\r')
     ready(shell, f"{' ' * (len(shell.prompt) - 1)}…")
