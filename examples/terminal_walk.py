@@ -79,7 +79,7 @@ class Terminal:
     def run(self, line: str, prompt: str = SHELL_PROMPT) -> None:
         """Type a line and wait for the next prompt."""
         self.type(line + "\r")
-        self.until(lambda lines: any(shown.endswith(line[-20:]) for shown in lines))
+        self.until(lambda lines: line in "".join(self._screen.display))
         self.until_prompt(prompt)
 
     def clear(self, prompt: str = SHELL_PROMPT) -> None:
@@ -272,8 +272,8 @@ class Walk:
         self.show()
         self.say("A conflict is 7: another program writes between the `get` and the `commit`.")
         terminal.clear()
-        terminal.run("(printf 'begin\\nget a\\nput a y\\n'; sleep 1; echo commit) | raftkv-kv & sleep .7; "
-                     "raftkv-kv put a z; wait %1; echo exit $?")  # fmt: skip
+        script = "echo begin; echo get a; sleep 1; raftkv-kv put a z >&2; echo put a y; echo commit"
+        terminal.run(f"({script}) | raftkv-kv; echo exit $?")
         self.show()
 
 
