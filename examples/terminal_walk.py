@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import pexpect
 import pyte
 
 BIN = Path(sys.executable).parent
-COLUMNS, ROWS = 110, 32
+COLUMNS, ROWS = 118, 32
 WAIT_S = 90.0
 PAIRS = 50_000
 SHELL_PROMPT = "$"
@@ -224,6 +225,9 @@ class Walk:
         victim = self._kill_leader(2)
         terminal.until(lambda lines: any(victim in line and "down" in line for line in lines), quiet_s=0.01)
         self.show()
+        self.say("And when the others of the group have elected another one:")
+        terminal.until(lambda lines: any(line.startswith("2 ") and "leader" in line for line in lines), quiet_s=0.01)
+        self.show()
         terminal.type("q")
         terminal.until_prompt(SHELL_PROMPT)
         terminal.clear()
@@ -244,7 +248,7 @@ class Walk:
         (self.folder / "pairs.tsv").write_text("".join(lines), encoding="utf-8")
         terminal.clear()
         terminal.type("time raftkv-kv import pairs.tsv\r")
-        terminal.until(lambda lines: any("pairs" in line and "%" in line for line in lines), quiet_s=0.01)
+        terminal.until(lambda lines: re.search(r"[3-8]\d%", "\n".join(lines)), quiet_s=0.01)
         self.say("On the way:")
         self.show()
         self.say("And at the end:")

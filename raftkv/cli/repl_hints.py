@@ -31,7 +31,7 @@ def hint(table: CommandTable, text: str) -> str:
     following = roles_of(table, [*typed.words, TypedWord(len(text), len(text), "")])[-1]
     if following.kind == "value" and following.option is not None:
         return f"{space}{following.option.metavar}"
-    if at_its_end and last.kind == "option":
+    if at_its_end and last.kind in ("option", "dashes"):
         return ""
     roles = typed.roles[max(i for i, role in enumerate(typed.roles) if role.kind == "command") :]
     if any(role.kind == "extra" for role in roles):

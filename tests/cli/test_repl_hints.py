@@ -28,6 +28,8 @@ KV, CTL = command_table("raftkv-kv"), command_table("raftkv-ctl")
         ("put k v --if-version ", "N"),
         ("put --if-version 3 k", " VALUE"),
         ("put k v --if-version 3", ""),
+        ("put --", ""),
+        ("put -- ", "KEY VALUE [--if-version N]"),
         ("put k --if", ""),
         ("put k v too many", ""),
         ('put k "v', ""),
