@@ -298,10 +298,15 @@ BULK_COMMANDS = (
         "Import",
         "store the pairs of FILE, one a line (- is standard input)",
         import_file,
-        (Argument("FILE"),),
+        (Argument("FILE", completes="files"),),
         (
             Option(
-                ("--format",), "tsv or jsonl; otherwise what its first line is", _parse_form, "FORM", variable=False
+                ("--format",),
+                "tsv or jsonl; otherwise what its first line is",
+                _parse_form,
+                "FORM",
+                variable=False,
+                choices=FORMS,
             ),
             Option(("--from-line",), "begin there: the first is 1", parse_count, "N", variable=False),
         ),
@@ -315,9 +320,11 @@ BULK_COMMANDS = (
         "Export",
         "print keys that begin with PREFIX and their values as lines that Import reads",
         export,
-        (Argument("PREFIX", required=False),),
+        (Argument("PREFIX", required=False, completes="keys"),),
         (
-            Option(("--format",), "tsv (if nothing is said) or jsonl", _parse_form, "FORM", variable=False),
+            Option(
+                ("--format",), "tsv (if nothing is said) or jsonl", _parse_form, "FORM", variable=False, choices=FORMS
+            ),
             Option(("--after",), "only keys after KEY, written as in a tsv", _parse_key, "KEY", variable=False),
         ),
         f"{_FORMS_HELP}\n"

@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One word of a command (`many`: one or more). `is_value`: `-`, `@FILE` and `@@` have their meaning."""
+    """One word of a command (`many`: one or more). `is_value`: `-`, `@FILE` and `@@` have their meaning.
+
+    `completes` says what a shell may offer for it: keys, gids, shards, txids, files, commands, or line (it begins a
+    whole command); `choices` are the words that it can only be.
+    """
 
     name: str
     required: bool = True
     many: bool = False
     is_value: bool = False
+    completes: str = ""
+    choices: tuple[str, ...] = ()
 
     @property
     def usage(self) -> str:
@@ -46,6 +52,8 @@ class Option:
     default: str = ""  # in words, where there is one
     program_only: bool = False  # may stand on the command line, not on a line of a script
     variable: bool = True  # False: what it asks for is for one command, never a setting for all
+    choices: tuple[str, ...] = ()  # what its text can only be
+    danger: str = ""  # what it loses; empty: nothing
 
     @property
     def key(self) -> str:
@@ -93,7 +101,7 @@ class Command:
     options: tuple[Option, ...] = ()
     details: str = ""
     examples: tuple[str, ...] = ()
-    danger: str = ""  # what can be lost; empty: nothing
+    danger: str = ""  # what to take care of; an option that loses something says so itself
     writes: bool = False  # an interrupted one may still apply
     pipelines: bool = False  # one request on one key, its first word: several may be in flight
 
@@ -169,7 +177,7 @@ def parse(
     given: dict[str, tuple[Option, Any]] = {}
     rest = iter(words)
     for word in rest:
-        if word.quoted or not _looks_like_option(word.data):
+        if word.quoted or not looks_like_option(word.data):
             plain.append(word)
             continue
         if word.data == b"--":
@@ -206,7 +214,7 @@ def parse(
     )
 
 
-def _looks_like_option(data: bytes) -> bool:
+def looks_like_option(data: bytes) -> bool:
     """`-x…` and `--…`, but not `-` (a value) nor `-5` (a number)."""
     return len(data) > 1 and data[:1] == b"-" and data[1:2] not in b"0123456789."
 

@@ -177,7 +177,13 @@ def _integer(name: str, word: bytes, least: int = -_INTEGER_MAX) -> int:
 
 
 _NO_WAIT = Option(("--no-wait",), "return once the configuration is made, before the shards have moved", variable=False)
-_FORCE = Option(("--force",), "give up the last group, which is lost with all data", variable=False)
+_FORCE = Option(
+    ("--force",),
+    "give up the last group, which is lost with all data; asks on a terminal, and needs --yes elsewhere",
+    variable=False,
+    danger="if no other group is left, all data is given up",
+)
+_YES = Option(("--yes",), "don't ask whether --force is meant", variable=False)
 _WAITS = "Waits until the shards that it moves are served by their new owners; --timeout counts from the last progress."
 
 COMMANDS = (
@@ -195,11 +201,11 @@ COMMANDS = (
         "Leave",
         "remove groups; their shards move to the others",
         leave,
-        (Argument("GID[,GID…]", many=True),),
-        (_NO_WAIT, _FORCE),
+        (Argument("GID[,GID…]", many=True, completes="gids"),),
+        (_NO_WAIT, _FORCE, _YES),
         _WAITS
         + "\nThe last group leaves if it is empty; by --force if it is lost, with all data: not while it answers.",
-        ("Leave 2", "Leave 2,3", "Leave 2 --force"),
+        ("Leave 2", "Leave 2,3", "Leave 2 --force", "Leave 2 --force --yes"),
         danger="stop a group's replicas only when Leave has returned: until then they hold its data",
         writes=True,
     ),
@@ -207,7 +213,7 @@ COMMANDS = (
         "Move",
         "give SHARD to group GID until the next Join or Leave",
         move,
-        (Argument("SHARD"), Argument("GID")),
+        (Argument("SHARD", completes="shards"), Argument("GID", completes="gids")),
         (_NO_WAIT,),
         _WAITS,
         ("Move 3 2",),
@@ -227,7 +233,7 @@ COMMANDS = (
         "Plan",
         "print what a Join or Leave would move: SHARD, from group, to group",
         plan,
-        (Argument("Join|Leave"), Argument("GROUP", many=True)),
+        (Argument("Join|Leave", choices=("Join", "Leave")), Argument("GROUP", many=True, completes="gids")),
         (),
         "Changes nothing.",
         ("Plan Join 3:10.0.0.7:7001", "Plan Leave 2"),

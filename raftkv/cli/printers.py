@@ -127,6 +127,15 @@ class Printer:
         except OSError as error:
             raise _cannot_write(error) from None
 
+    @property
+    def stream(self) -> BinaryIO:
+        """Where it prints."""
+        return self._stream
+
+    def onto(self, stream: BinaryIO, output: str) -> Printer:
+        """Another one that prints to `stream`, in that form."""
+        return Printer(output, stream, nil=self.nil)
+
 
 def _cannot_write(error: OSError) -> Exception:
     """What a failed write to standard output means."""

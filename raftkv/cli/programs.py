@@ -26,6 +26,7 @@ from raftkv.cli.command_table import (
     parse_count,
     parse_seconds,
 )
+from raftkv.cli.confirmation import ask_once
 from raftkv.cli.exit_codes import ExitCode, UsageError
 from raftkv.cli.oneshot import LeaveShell, run_one
 from raftkv.cli.printers import OUTPUTS, OutputClosed, Printer, note, settle_stdout
@@ -59,6 +60,7 @@ OPTIONS = (
         _parse_output,
         "FORM",
         "table on a terminal, plain elsewhere",
+        choices=OUTPUTS,
     ),
     Option(
         ("--timeout",),
@@ -135,7 +137,7 @@ def command_table(program: str) -> CommandTable:
             "Help",
             "this list, or help on COMMAND",
             show_help,
-            (Argument("COMMAND", required=False),),
+            (Argument("COMMAND", required=False, completes="commands"),),
             examples=("Help", f"Help {own[0].name}"),
         ),
         Command("Exit", "leave (as Ctrl-D does)", leave, examples=("Exit",)),
@@ -190,7 +192,11 @@ def _run(program: str, arguments: Sequence[str], environment: Mapping[str, str])
     session = Session(settings, SdkConnector(client_ssl(*files)))
     out = sys.stdout.buffer
     if parsed.command is not None:
-        call = with_values(parsed.call(), on_a_line=False)
+        call = parsed.call()
+        if not ask_once(call):
+            note(f"{program}: {call}: not confirmed; nothing was changed")
+            return ExitCode.REFUSED
+        call = with_values(call, on_a_line=False)
         one = run_one(session, Printer(settings.output, out), call)
         return interrupts.run(one, session.interrupt)
     if sys.stdin is not None and sys.stdin.isatty():

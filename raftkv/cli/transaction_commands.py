@@ -117,7 +117,7 @@ TRANSACTION_COMMANDS = (
         "Lock",
         "in a transaction: keep others from writing KEYs until it ends",
         lock,
-        (Argument("KEY", many=True),),
+        (Argument("KEY", many=True, completes="keys"),),
         details=(
             "Waits for whoever holds them; of two transactions that wait for each other the younger one is aborted.\n"
             "Others may still read them. The locks of a client that dies end by themselves within seconds."
@@ -128,7 +128,7 @@ TRANSACTION_COMMANDS = (
         "Txn",
         "print what became of a transaction: committed, aborted, pending, expired or unknown",
         txn,
-        (Argument("status|resolve"), Argument("TXID")),
+        (Argument("status|resolve", choices=("status", "resolve")), Argument("TXID", completes="txids")),
         details=(
             "status only asks. pending: not decided yet. expired: so old that it may have been forgotten.\n"
             "unknown: no server has heard of it; it may be open still.\n"

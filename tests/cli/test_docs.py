@@ -32,7 +32,7 @@ def test_the_readme_has_every_exit_code() -> None:
 
 def test_the_commands_of_the_first_minutes_are_commands() -> None:
     table = command_table("raftkv-kv")
-    lines = re.findall(r"^raftkv-kv> (.+)$", README, re.MULTILINE)
+    lines = re.findall(r"^raftkv-kv local> (.+)$", README, re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
         parse(table, split_words(line.encode()), environment={}, on_a_line=True).call()

@@ -11,7 +11,8 @@ import pytest
 from raftkv.cli.command_table import Call, parse
 from raftkv.cli.exit_codes import ExitCode, UsageError
 from raftkv.cli.oneshot import run_one
-from raftkv.cli.repl import prompt_text
+from raftkv.cli.repl_prompt import prompt_pieces
+from raftkv.cli.session import Session
 from raftkv.cli.words import split_words
 from raftkv.client.transactions import TxnPhase
 from raftkv.protocol.errors import Aborted, Busy, CommitUnknown, Conflict, Timeout
@@ -23,6 +24,10 @@ TXID = "0" * 31 + "1"
 
 def call_of(shell: Shell, line: str) -> Call:
     return parse(shell.table, split_words(line.encode()), environment={}, on_a_line=True).call()
+
+
+def prompt_text(session: Session, operations: int = 0, *, connected: bool = True) -> str:
+    return "".join(piece[1] for piece in prompt_pieces(session, "local", operations, connected))
 
 
 async def say(shell: Shell, line: str) -> bytes:
@@ -200,18 +205,19 @@ def test_the_prompt_shows_it_and_a_lost_one_stays_until_it_is_ended() -> None:
     async def dialogue() -> None:
         shell = Shell()
         client = shell.fakes.kv_client
-        assert prompt_text(shell.session) == "raftkv-kv> "
+        assert prompt_text(shell.session) == "raftkv-kv local> "
         await say(shell, "begin")
-        assert prompt_text(shell.session) == "raftkv-kv (transaction)> "
+        assert prompt_text(shell.session, 3) == "raftkv-kv local (txn: 3)> "
+        assert prompt_text(shell.session, 3, connected=False) == "raftkv-kv local? (txn: 3)> "
         await say(shell, "put a 1 --timeout 3")
         assert shell.session.transaction is not None
         assert shell.session.transaction.timeout_s == 3
         shell.session.transaction.phase = TxnPhase.ABORTED  # type: ignore[misc]
-        assert prompt_text(shell.session) == "raftkv-kv (transaction aborted)> "
+        assert prompt_text(shell.session) == "raftkv-kv local (txn aborted)> "
         for line in ("put a 2", "get a", "commit"):  # the next line must not go through by itself
             with pytest.raises(Aborted):
                 await say(shell, line)
-        assert prompt_text(shell.session) == "raftkv-kv> "
+        assert prompt_text(shell.session) == "raftkv-kv local> "
         assert client.data == {}
         client.data[b"k"] = FakeValue(b"v", 1)
         assert await say(shell, "get k") == b"v\n"

@@ -117,7 +117,10 @@ def test_several_groups_without_coordinators(store: Store) -> None:
 
 def test_the_shell(store: Store, tmp_path: Path) -> None:
     shell = Terminal("raftkv-kv", controllers=store.controllers, state_home=tmp_path)
-    plain, inside = "raftkv-kv>", "raftkv-kv (transaction)>"
+    plain = shell.prompt
+
+    def inside(operations: int) -> str:
+        return f"{plain[:-1]} (txn: {operations})>"
 
     def ask(line: str, then: str) -> list[str]:
         before = shell.prompt
@@ -130,20 +133,20 @@ def test_the_shell(store: Store, tmp_path: Path) -> None:
         return lines[typed + 1 : -1]
 
     key = A.decode()
-    assert ask("begin", inside)[0].startswith("OK 0")
-    assert ask(f"put {key} 1", inside) == ["OK"]
-    assert ask(f"get {key}", inside) == ["1"]
-    assert ask("scan", inside) == ["Scan is not allowed inside a transaction; Commit or Abort it first"]
+    assert ask("begin", inside(0))[0].startswith("OK 0")
+    assert ask(f"put {key} 1", inside(1)) == ["OK"]
+    assert ask(f"get {key}", inside(2)) == ["1"]
+    assert ask("scan", inside(2)) == ["Scan is not allowed inside a transaction; Commit or Abort it first"]
     assert ask("commit", plain) == ["OK"]
     assert ask("commit", plain) == ["Commit: no transaction is open; Begin opens one"]
-    assert ask("begin", inside)[0].startswith("OK 0")
-    assert ask(f"get {key} --for-update", inside) == ["1"]
+    assert ask("begin", inside(0))[0].startswith("OK 0")
+    assert ask(f"get {key} --for-update", inside(1)) == ["1"]
     question = "A transaction is open. Abort it and leave? (y/n)"
     shell.send("\x04")
     time.sleep(0.3)
     shell.prompt = question
     shell.wait_for_prompt()
-    shell.prompt = inside
+    shell.prompt = inside(1)
     shell.send("n\r")
     time.sleep(0.3)
     shell.wait_for_prompt()
