@@ -129,6 +129,7 @@ def test_words_of_commands(typing: Typing) -> None:
     typing.completes("raftkv-kv put photo @", "raftkv-kv put photo @")
     typing.offers("raftkv-kv put photo @", "pairs.tsv", "photo.jpg")
     typing.completes("raftkv-kv help sc", "raftkv-kv help scan")
+    typing.offers("raftkv-kv help ", "put", "scan", "commit", without=("controller", "join"))
     typing.completes("raftkv-kv txn st", "raftkv-kv txn status")
     typing.completes("raftkv-ctl plan jo", "raftkv-ctl plan join")
     typing.completes("raftkv completion ba", "raftkv completion bash")
