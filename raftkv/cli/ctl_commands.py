@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raftkv.cli.command_table import Argument, Call, Command, Option, check_address, parse_count
-from raftkv.cli.exit_codes import UsageError
+from raftkv.cli.exit_codes import LocalFailure, UsageError
 from raftkv.cli.printers import note, ranges
 from raftkv.cli.results import Configuration, Done, Moves, Result
 from raftkv.cli.words import show_word
@@ -24,8 +24,14 @@ async def join(session: Session, call: Call) -> Result:
     from raftkv.cli.join_check import look_before_join
 
     client = session.controllers(call.options)
-    silent = await look_before_join(client, session.settings.controllers, groups, session.timeout_s(call.options))
+    timeout_s = session.timeout_s(call.options)
+    silent, unnamed = await look_before_join(client, session.settings.controllers, groups, timeout_s)
     config = await client.join(groups)
+    if unnamed:
+        note(
+            f"{session.settings.program}: joined, but the map lacks {', '.join(unnamed)}, which the others know: "
+            "if the group is to be found when only those are up, Leave and Join it again with all of its replicas"
+        )
     if silent:
         note(f"{session.settings.program}: joined, but no answer yet from {', '.join(silent)}: are they right?")
     return await _done(session, call, config)
@@ -34,9 +40,18 @@ async def join(session: Session, call: Call) -> Result:
 async def leave(session: Session, call: Call) -> Result:
     """Remove groups."""
     gids, force = parse_gids(call.words), bool(call.options.get("force"))
+    from raftkv.protocol.errors import NoSuchGroup
+
     client = session.controllers(call.options)
     before = await client.query() if force else None
-    config = await client.leave(gids, force=force)
+    try:
+        config = await client.leave(gids, force=force)
+    except NoSuchGroup as error:
+        if error.gid <= 0:
+            raise
+        raise LocalFailure(
+            f"Leave: {error}; `Wait` waits for shards that are still on their way from one that has left"
+        ) from None
     if before is not None and not before.groups.keys() - set(gids):
         lost = ranges([shard for shard, gid in enumerate(before.owners) if gid])
         note(f"{session.settings.program}: shards {lost} are given up with all that was in them")

@@ -245,7 +245,8 @@ class Router:
             return
         call.unreached.clear()
         call.last_error = None  # it has been heard
-        call.silent_gid = group.gid
+        if holder is None or not call.silent_gid:  # the owner is named, rather than who may have had it before
+            call.silent_gid = group.gid
         self._holders.pop(shard, None)
         await self._look_back(call, shard, group.gid)
 

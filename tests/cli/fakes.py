@@ -100,6 +100,10 @@ class FakeKv:
         await self._enter("status", txid)
         return "committed" if txid in self.committed else "unknown"
 
+    async def resolve_txn(self, txid: bytes) -> str:
+        await self._enter("resolve", txid)
+        return "committed" if txid in self.committed else "aborted"
+
     def unsettled_writes(self) -> list[str]:
         return ["a write"] * self.in_flight
 

@@ -317,7 +317,7 @@ def test_a_dead_group_is_unavailable_and_unhealthy_until_up_starts_it_again(clus
     assert failed.code == 3
     assert all(line.count("Get dead") == 1 for line in failed.err.splitlines())
     (row,) = cluster.processes(gid=2)
-    assert (row["state"], row["pid"]) == ("down", victim["pid"])
+    assert (row["state"], row["pid"]) == ("down", None)
     others = {row["pid"] for row in cluster.processes() if row["state"] != "down"}
     again = cluster.up()
     assert "starting 1 of 6 processes" in again.err

@@ -93,12 +93,13 @@ def test_what_stops_a_script_aborts_it_and_keeps_its_code(tmp_path: Path, capsys
     ("error", "code", "complaint"),
     [
         (Conflict([b"a", b"b c"]), ExitCode.CONFLICT,
-         "Commit: conflict: others changed or hold 'a', 'b c'; nothing was written; run the transaction again"),
+         "Commit: conflict: somebody else was first with 'a', 'b c', and has changed or holds it; nothing was written; "
+         "run the transaction again"),
         (Aborted("it lost its locks"), ExitCode.CONFLICT,
          "Commit: the transaction was aborted: it lost its locks; nothing was written; run it again"),
         (CommitUnknown(bytes(15) + b"\x01", "no answer"), ExitCode.OUTCOME_UNKNOWN,
          f"Commit: outcome unknown: transaction {TXID} may be committed, or may still be (no answer); "
-         f"`Txn status {TXID}` tells, do not run it again before"),
+         f"`Txn resolve {TXID}` settles it, do not run it again before"),
         (Timeout("no leader"), ExitCode.UNAVAILABLE,
          "Commit: no leader (controllers c:1); look at `raftkv-ctl Status`, or allow more time with --timeout"),
     ],
@@ -123,8 +124,8 @@ def test_each_end_of_a_commit(
         (b"get a --for-update", "line 1: Get --for-update belongs between Begin and Commit"),
         (b"txn status xyz", "line 1: Txn status: xyz is not a TXID: 32 hexadecimal digits, as Begin prints them"),
         (b"txn status 00", "line 1: Txn status: 00 is not a TXID: 32 hexadecimal digits, as Begin prints them"),
-        (b"txn list " + TXID.encode(), "line 1: Txn list: there is Txn status TXID only"),
-        (b"txn status", "line 1: Txn needs more words: usage: Txn status TXID"),
+        (b"txn list " + TXID.encode(), "line 1: Txn list: there are Txn status TXID and Txn resolve TXID"),
+        (b"txn status", "line 1: Txn needs more words: usage: Txn status|resolve TXID"),
         (b"begin x", "line 1: Begin got too many words: usage: Begin"),
         (b"lock", "line 1: Lock needs more words: usage: Lock KEY …"),
     ],
@@ -193,6 +194,9 @@ def test_the_status_of_one(capsys: pytest.CaptureFixture[str]) -> None:
         await say(shell, "begin")
         await say(shell, "commit")
         assert await say(shell, f"txn status {TXID}") == b"committed\n"
+        assert await say(shell, f"Txn Resolve {TXID}") == b"committed\n"
+        assert await say(shell, f"txn status {'0' * 32}") == b"unknown\n"
+        assert await say(shell, f"txn resolve {'0' * 32}") == b"aborted\n"
 
     asyncio.run(dialogue())
 
@@ -246,4 +250,4 @@ def test_ctrl_c_in_a_script_aborts_it_and_a_commit_is_named(capsys: pytest.Captu
     assert capsys.readouterr().err == "raftkv-kv: line 3: Get stuck: interrupted; nothing was changed\n"
     shell = asyncio.run(interrupted(b"begin\nput a 1\ncommit\n", b"commit"))
     assert shell.fakes.kv_client.aborted == []
-    assert "may be committed, or may still be: `Txn status" in capsys.readouterr().err
+    assert "may be committed, or may still be: `Txn resolve" in capsys.readouterr().err

@@ -71,7 +71,8 @@ def test_a_conflict_is_exit_7_and_says_on_what(store: Store) -> None:
         out, err = script.communicate(b"commit\nput %s 3\n" % C, timeout=30)
         assert (script.returncode, out) == (7, b"")
     assert err.decode() == (
-        f"raftkv-kv: line 5: Commit: conflict: others changed or hold '{A.decode()}'; "
+        f"raftkv-kv: line 5: Commit: conflict: somebody else was first with '{A.decode()}', "
+        "and has changed or holds it; "
         "nothing was written; run the transaction again\n"
     )
     assert store.cluster.value(C) is None
@@ -86,7 +87,7 @@ def test_an_unknown_outcome_is_exit_6_and_the_status_tells_later(store: Store) -
     assert ran.err.startswith(
         f"raftkv-kv: line 4: Commit: outcome unknown: transaction {txid} may be committed, or may "
     )
-    assert ran.err.endswith(f"`Txn status {txid}` tells, do not run it again before\n")
+    assert ran.err.endswith(f"`Txn resolve {txid}` settles it, do not run it again before\n")
     for servers in (*store.cluster.groups.values(), store.cluster.coordinators):
         for server in servers:
             server.rules.clear()
