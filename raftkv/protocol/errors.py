@@ -178,10 +178,7 @@ class Conflict(RaftKVError):
     def __str__(self) -> str:
         shown = ", ".join(show(key) if isinstance(key, bytes) else repr(key) for key in self.keys[:3])
         more = f" and {len(self.keys) - 3} more" if len(self.keys) > 3 else ""
-        return (
-            f"conflict: somebody else was first with {shown}{more}, and has changed or holds it; nothing was written; "
-            "run the transaction again"
-        )
+        return f"conflict: somebody else was first with {shown}{more}; nothing was written; run the transaction again"
 
 
 class Aborted(RaftKVError):

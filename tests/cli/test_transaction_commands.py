@@ -93,8 +93,7 @@ def test_what_stops_a_script_aborts_it_and_keeps_its_code(tmp_path: Path, capsys
     ("error", "code", "complaint"),
     [
         (Conflict([b"a", b"b c"]), ExitCode.CONFLICT,
-         "Commit: conflict: somebody else was first with 'a', 'b c', and has changed or holds it; nothing was written; "
-         "run the transaction again"),
+         "Commit: conflict: somebody else was first with 'a', 'b c'; nothing was written; run the transaction again"),
         (Aborted("it lost its locks"), ExitCode.CONFLICT,
          "Commit: the transaction was aborted: it lost its locks; nothing was written; run it again"),
         (CommitUnknown(bytes(15) + b"\x01", "no answer"), ExitCode.OUTCOME_UNKNOWN,
