@@ -296,7 +296,7 @@ def test_a_value_in_the_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert await rig.ask("\\e k") == ["nothing was changed"]
         (tmp_path / "editor.fail").touch()
         client.data[b"k"] = FakeValue(b"old", 7)
-        assert "ended with status 1: nothing was changed" in " ".join(await rig.ask("\\e k"))
+        assert "ended with status 1" in "".join(await rig.ask("\\e k"))
         assert client.data[b"k"].value == b"old"
         (tmp_path / "editor.fail").unlink()
         txn = "raftkv-kv c:1 (txn: {})>"

@@ -54,7 +54,7 @@ def texts(line: str, program: str = "kv", *, asked: bool = True) -> list[str]:
         ("get k --output=t", ["table"]),
         ("get k ", ["--for-update", "--output", "--timeout"]),
         ("import x --format ", ["tsv", "jsonl"]),
-        ("txn ", ["status"]),
+        ("txn ", ["status", "resolve"]),
         ("txn status ", ["0a" * 16]),
         ("help c", ["cas", "commit"]),
         ("# ge", []),
