@@ -23,7 +23,7 @@ from raftkv.cli.printers import Printer
 from tests.cli.fakes import Fakes, Shell
 
 COLUMNS, LINES = 100, 30
-WAIT_S = 20.0
+WAIT_S = 60.0
 UP, RIGHT, TAB, ENTER = "\x1b[A", "\x1b[C", "\t", "\r"
 CTRL_C, CTRL_D, CTRL_R = "\x03", "\x04", "\x12"
 PASTE_BEGIN, PASTE_END = "\x1b[200~", "\x1b[201~"

@@ -49,11 +49,11 @@ class Terminal:
             lines.pop()
         return lines
 
-    def wait_for_prompt(self, timeout_s: float = 30) -> None:
+    def wait_for_prompt(self, timeout_s: float = 60) -> None:
         """Until an empty prompt is the last line."""
         self.wait_until(lambda lines: lines[-1:] == [self.prompt], timeout_s)
 
-    def wait_until(self, holds: Callable[[list[str]], object], timeout_s: float = 30) -> None:
+    def wait_until(self, holds: Callable[[list[str]], object], timeout_s: float = 60) -> None:
         """Until that holds of the lines of a screen on which nothing moves any more."""
         deadline = time.monotonic() + timeout_s
         while True:
