@@ -1,0 +1,628 @@
+"""One Redis connection: its commands take effect in their order, its replies come in that order, and it is bounded.
+
+Commands that came together run together where that doesn't show: a run of reads is answered from one applied state, a
+run of writes goes to the log one behind the other, a run of changes of one key makes one write. Before the next run
+begins, this one has ended. The replies of what was done in a turn of the loop leave in one write.
+
+When writes of a run were refused (their shard has moved, a transaction holds a key), those at its end go the other way,
+through the SDK, in order; one behind which something was done can't be done any more, and is answered with the error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+from raftkv.daemons.redis import control, strings
+from raftkv.daemons.redis.parser import Parser, Request
+from raftkv.daemons.redis.replies import (
+    NIL_BYTES,
+    NO_ARRAY,
+    OK,
+    OK_BYTES,
+    QUEUED,
+    Refusal,
+    encode,
+    error_line,
+    refusal_of,
+)
+from raftkv.daemons.redis.strings import View
+from raftkv.daemons.redis.table import Kind, Spec, find, unknown
+from raftkv.machines.results import OK as DONE
+from raftkv.machines.slots import slot_of
+from raftkv.protocol.addresses import format_address
+from raftkv.protocol.errors import Busy, RaftKVError, TooLarge, from_result
+from raftkv.protocol.limits import (
+    CLOSE_TIMEOUT_S,
+    KEY_BYTES_MAX,
+    VALUE_BYTES_MAX,
+    WRITE_HIGH_WATER_BYTES,
+    WRITE_LOW_WATER_BYTES,
+)
+
+if TYPE_CHECKING:
+    from raftkv.daemons.redis.listener import RedisListener
+
+RUN_MAX = 1_024
+"""Commands that run together."""
+RUN_BYTES_MAX = 4 * 1024 * 1024
+QUEUE_MAX = 1_024
+"""Commands that wait; with more of them the connection isn't read from."""
+MULTI_MAX = 10_000
+"""Commands in a MULTI, and the bytes of their words."""
+MULTI_BYTES_MAX = 16 * 1024 * 1024
+WATCHED_MAX = 1_000
+
+Queued = tuple[Spec, Request]
+
+
+class RedisConnection(asyncio.Protocol):
+    """Made by the listener for each client."""
+
+    def __init__(self, listener: RedisListener) -> None:
+        self.listener = listener
+        self.id = listener.next_id()
+        self.peername = ""
+        self.name = b""
+        self.library: dict[bytes, bytes] = {}
+        self.resp3 = False
+        self.is_readonly = False
+        self.close_after_reply = False
+        self._direct = listener.direct
+        self._parser = Parser()
+        self._held_bytes = 0
+        self._transport: asyncio.Transport | None = None
+        self._queue: deque[Request] = deque()
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._is_pumping = False
+        self._is_busy = False
+        """A run is under way: whatever it waits for calls back."""
+        self._is_paused = False
+        self._is_reading = True
+        self._has_ended = False
+        """Nothing more comes in; what came is answered still."""
+        self._results: list[Any] = []
+        """Of the run, by position."""
+        self._left = 0
+        self._on_written = self._written
+        self._on_wrote = self._wrote
+        self._on_readable = self._readable
+        self._multi: list[Queued] | None = None
+        self._multi_bytes = 0
+        self._multi_refused = False
+        self._watched: dict[bytes, int | None] = {}
+
+    # ---- what the loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        name = transport.get_extra_info("peername")
+        if isinstance(name, tuple) and len(name) >= 2:
+            self.peername = format_address(name[0], name[1])
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES, low=WRITE_LOW_WATER_BYTES)
+        refusal = self.listener.made(self)
+        if refusal is not None:
+            self._end(refusal)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._queue.clear()
+        self._out.clear()
+        self._multi = None
+        self._hold(0)
+        self.listener.lost(self)
+
+    def eof_received(self) -> bool:
+        self._has_ended = True
+        return self._is_busy or bool(self._queue)
+
+    def data_received(self, data: bytes) -> None:
+        parser = self._parser
+        if self._transport is None:
+            return
+        self._queue += parser.feed(data)
+        if parser.held_bytes or self._held_bytes:
+            self._hold(parser.held_bytes)
+        if not self._is_busy:
+            self._pump()
+        else:
+            self._steer_reading()
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._pump()
+
+    # ---- what the listener uses
+
+    def close(self) -> None:
+        """Send what there is, and close. Whatever is under way is answered to nobody."""
+        transport = self._transport
+        if transport is not None:
+            self._flush()
+            self._transport = None
+            self._queue.clear()
+            transport.close()
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, transport.abort)
+
+    def described(self) -> bytes:
+        """A line of CLIENT LIST."""
+        queued = -1 if self._multi is None else len(self._multi)
+        library = self.library
+        return b"id=%d addr=%b name=%b db=0 multi=%d watch=%d resp=%d lib-name=%b lib-ver=%b" % (
+            self.id, self.peername.encode(), self.name, queued, len(self._watched), 3 if self.resp3 else 2,
+            library.get(b"LIB-NAME", b""), library.get(b"LIB-VER", b""),
+        )  # fmt: skip
+
+    def reset(self) -> None:
+        """As after connecting."""
+        self.name, self.resp3, self.is_readonly = b"", False, False
+        self._leave_multi()
+
+    # ---- the queue
+
+    def _pump(self) -> None:
+        """Carry out what is there, until something has to be waited for."""
+        if self._is_pumping or self._transport is None:
+            return
+        self._is_pumping = True
+        queue = self._queue
+        while queue and not self._is_busy and not self.close_after_reply:
+            if self._out_bytes > WRITE_HIGH_WATER_BYTES:
+                self._flush()
+            if self._is_paused:
+                break  # it doesn't read: what it asks for isn't made either
+            try:
+                self._next(queue[0])
+            except Refusal as refusal:
+                self._refuse(refusal)
+        self._is_pumping = False
+        self._flush()
+        if self._is_busy or self._is_paused:
+            self._steer_reading()
+        elif self.close_after_reply or (self._has_ended and not queue):
+            self.close()
+        elif self._parser.error is not None:
+            self._end(f"ERR Protocol error: {self._parser.error}")
+        else:
+            self._steer_reading()
+
+    def _next(self, args: Request) -> None:
+        """Carry out the first of the queue, or begin to. Raise Refusal, and it is answered so."""
+        spec = find(args[0])
+        if spec is None:
+            raise unknown(args)
+        spec.check_arity(args)
+        kind = spec.kind
+        if self._multi is not None and kind is not Kind.CONTROL and spec.name not in ("quit", "reset"):
+            self._enqueue(spec, args)
+        elif kind is Kind.READ:
+            self._begin_reads(spec, args)
+        elif kind in (Kind.WRITE, Kind.CHANGE, Kind.TRANSACTION):
+            self._begin_changes(spec, args)
+        elif kind is Kind.NOW:
+            self._answer(control.now(self, spec.name, args))
+        elif kind is Kind.WALK:
+            self._walk(spec, args)
+        else:
+            _CONTROL[spec.name](self, args)
+
+    def _answer(self, value: Any) -> None:
+        """The reply to the first of the queue."""
+        if self._queue:
+            self._queue.popleft()
+        self.listener.commands_processed += 1
+        self._send(encode(value, self.resp3))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        if self._multi is not None:
+            self._multi_refused = True
+        self._answer(refusal)
+
+    def _send(self, reply: bytes) -> None:
+        self._out.append(reply)
+        self._out_bytes += len(reply)
+
+    def _flush(self) -> None:
+        out = self._out
+        if out and self._transport is not None:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        out.clear()
+        self._out_bytes = 0
+
+    def _steer_reading(self) -> None:
+        """Read on unless there is enough to do."""
+        wanted = not self._is_paused and len(self._queue) < QUEUE_MAX
+        if wanted is not self._is_reading and self._transport is not None:
+            self._is_reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _hold(self, held_bytes: int) -> None:
+        """So much of a request has come in that isn't whole."""
+        if not self.listener.hold(held_bytes - self._held_bytes):
+            self.listener.hold(self._held_bytes - held_bytes)
+            self._end("ERR too many bytes of unfinished requests are held for all clients together")
+            return
+        self._held_bytes = held_bytes
+
+    def _end(self, text: str) -> None:
+        """Say why, and close."""
+        self._send(error_line(text))
+        self.close()
+
+    # ---- where a command belongs
+
+    def _check_place(self, keys: Request, *, is_read: bool = False) -> None:
+        """In cluster mode: raise CROSSSLOT or MOVED, where they are due."""
+        nodes = self.listener.nodes
+        if nodes is None or not keys:
+            return
+        slot = slot_of(keys[0])
+        if len(keys) > 1 and any(slot_of(key) != slot for key in keys):
+            raise Refusal("CROSSSLOT Keys in request don't hash to the same slot")
+        if self._direct.all_here(keys[:1]) or (is_read and self.is_readonly and self._direct.shard_here(keys[0]) >= 0):
+            return
+        redirection = nodes.redirection(slot)
+        if redirection is not None:
+            raise redirection
+
+    # ---- reads
+
+    def _begin_reads(self, spec: Spec, args: Request) -> None:
+        """The reads at the head of the queue whose keys are here run together; a first one that isn't goes elsewhere."""
+        direct = self._direct
+        self._check_place(spec.keys(args), is_read=True)
+        leads = direct.leads
+        count = 0
+        if leads or self.is_readonly or self.listener.nodes is None:  # followers have the shards too
+            for args in islice(self._queue, RUN_MAX):
+                spec = find(args[0])  # type: ignore[assignment]
+                if spec is None or spec.kind is not Kind.READ or not spec.has_arity(args):
+                    break
+                if any(direct.shard_here(key) < 0 for key in spec.keys(args)):
+                    break
+                count += 1
+        if count == 0:
+            self._go_elsewhere(spec, args)
+        else:
+            self._is_busy = True
+            direct.when_readable(self._on_readable, count, follower_ok=not leads)
+
+    def _readable(self, count: int, error: RaftKVError | None) -> None:
+        self._is_busy = False
+        if self._transport is None:
+            return
+        if error is None:
+            self._answer_reads(count)
+        elif isinstance(error, Busy):
+            self._refuse(refusal_of(error))
+        else:
+            self._first_elsewhere()
+        self._pump()
+
+    def _answer_reads(self, count: int) -> None:
+        """All of one state; fewer if the client doesn't read its replies, or one of the keys is locked."""
+        direct, queue, resp3 = self._direct, self._queue, self.resp3
+        try:
+            direct.check_readable()
+            for _ in range(count):
+                args = queue[0]
+                spec = find(args[0])
+                assert spec is not None and spec.run is not None
+                try:
+                    if spec.run is strings.get:
+                        value = direct.value(args[1])
+                        reply = NIL_BYTES[resp3] if value is None else b"$%d\r\n%b\r\n" % (len(value), value)
+                    else:
+                        keys = spec.keys(args)
+                        self._check_place(keys, is_read=True)
+                        reply = encode(spec.run(View(direct.load(keys)), args), resp3)
+                except Refusal as refusal:
+                    reply = error_line(str(refusal))
+                queue.popleft()
+                self.listener.commands_processed += 1
+                self._send(reply)
+                if self._out_bytes > WRITE_HIGH_WATER_BYTES:
+                    return  # the rest when these are on their way
+        except RaftKVError:
+            self._first_elsewhere()
+
+    # ---- writes
+
+    def _begin_changes(self, spec: Spec, args: Request) -> None:
+        """Raise Refusal if the first of the queue is wrong."""
+        kind = spec.kind_of(args)
+        keys = spec.keys(args)
+        if spec.step == 2:
+            strings.pairs_of(args)
+        self._check_place(keys)
+        direct = self._direct
+        if not direct.all_here(keys):
+            self._go_elsewhere(spec, args)
+        elif kind is Kind.WRITE:
+            self._begin_writes()
+        elif kind is Kind.CHANGE:
+            self._begin_lane(args[1])
+        else:
+            self._start(1)
+            direct.transact(list(dict.fromkeys(keys)), spec.bound(args), self._on_written, 0)
+
+    def _start(self, count: int) -> None:
+        self._is_busy = True
+        self._results = [None] * count
+        self._left = count
+
+    def _begin_writes(self) -> None:
+        """The writes at the head of the queue, as they are, go to the log together, each as a command of its own."""
+        direct = self._direct
+        todo: list[tuple[int, Request]] = []
+        size_bytes = 0
+        for args in islice(self._queue, RUN_MAX):
+            shard = self._shard_to_write(args)
+            if shard is None or size_bytes > RUN_BYTES_MAX:
+                break
+            size_bytes += sum(map(len, args))
+            todo.append((shard, args))
+        if not todo:
+            self._first_alone()
+            return
+        self._start(len(todo))
+        for number, (shard, args) in enumerate(todo):
+            if shard < 0:
+                direct.commit({}, strings.pairs_of(args), self._on_wrote, number)
+            elif len(args) == 2:
+                direct.delete(shard, args[1], self._on_wrote, number)
+            else:
+                direct.put(shard, args[1], args[2], None, self._on_wrote, number)
+
+    def _shard_to_write(self, args: Request) -> int | None:
+        """Where the words are written if they can simply be; -1 for an MSET, None if they can't."""
+        spec = find(args[0])
+        if spec is None or spec.kind is not Kind.WRITE or not spec.has_arity(args):
+            return None
+        if spec.step == 2:
+            try:
+                keys = list(strings.pairs_of(args))
+                self._check_place(keys)
+            except Refusal:
+                return None
+            return -1 if self._direct.all_here(keys) else None
+        if spec.kind_of(args) is not Kind.WRITE:
+            return None
+        key = args[1]
+        if len(key) > KEY_BYTES_MAX or (len(args) > 2 and len(args[2]) > VALUE_BYTES_MAX):
+            return None
+        shard = self._direct.shard_here(key)
+        return None if shard < 0 or self._direct.is_queued_for(shard, key) else shard
+
+    def _first_alone(self) -> None:
+        """The first of the queue is a write that is too long, or that others wait to make before it."""
+        args = self._queue[0]
+        strings.check_key(args[1])
+        if len(args) > 2:
+            strings.check_value(args[2])
+        self._first_elsewhere()
+
+    def _begin_lane(self, key: bytes) -> None:
+        """The changes at the head of the queue that are about the same key."""
+        todo: list[Any] = []
+        for args in islice(self._queue, RUN_MAX):
+            spec = find(args[0])
+            if spec is None or not spec.has_arity(args) or spec.kind_of(args) is not Kind.CHANGE or args[1] != key:
+                break
+            todo.append(spec.bound(args))
+        self._start(len(todo))
+        for number, run in enumerate(todo):
+            self.listener.lanes.add(key, run, self._on_written, number)
+
+    def _wrote(self, number: int, result: Any) -> None:
+        """A write of the log: its result array stands for the reply."""
+        if type(result) is list:
+            if result[0] != DONE:
+                result = from_result(result)
+            elif len(result) == 3:
+                result = int(result[1])  # of a delete
+            else:
+                result = OK
+        self._written(number, result)
+
+    def _written(self, number: int, result: Any) -> None:
+        self._results[number] = result
+        self._left -= 1
+        if self._left == 0:
+            self._end_run()
+            self._pump()
+
+    def _end_run(self) -> None:
+        """Answer what was done, or can't be done any more; the rest goes elsewhere."""
+        self._is_busy = False
+        if self._transport is None:
+            return
+        results, self._results = self._results, []
+        answered = len(results)
+        while answered and _can_go_elsewhere(results[answered - 1]):
+            answered -= 1
+        for result in islice(results, answered):
+            self._queue.popleft()
+            if result is OK:
+                self._send(OK_BYTES)
+            else:
+                reply = refusal_of(result) if isinstance(result, RaftKVError) else result
+                self._send(encode(reply, self.resp3))
+        self.listener.commands_processed += answered
+        if answered < len(results):
+            self._first_elsewhere()
+
+    # ---- elsewhere
+
+    def _first_elsewhere(self) -> None:
+        args = self._queue[0]
+        spec = find(args[0])
+        assert spec is not None
+        try:
+            self._check_place(spec.keys(args), is_read=spec.kind is Kind.READ)
+            self._go_elsewhere(spec, args)
+        except Refusal as refusal:
+            self._refuse(refusal)
+
+    def _go_elsewhere(self, spec: Spec, args: Request) -> None:
+        self._is_busy = True
+        self.listener.forward.execute(spec, args, self._arrived, None)
+
+    def _arrived(self, _: None, result: Any) -> None:
+        """The reply to the first of the queue, from elsewhere."""
+        self._is_busy = False
+        if self._transport is None:
+            return
+        self._answer(refusal_of(result) if isinstance(result, RaftKVError) else result)
+        self._pump()
+
+    def _walk(self, spec: Spec, args: Request) -> None:
+        listener = self.listener
+        shards = None if listener.nodes is None else listener.shards_here()
+        if spec.name == "scan":
+            work: Any = listener.scanner.scan(args, shards)
+        elif spec.name == "keys":
+            work = listener.scanner.keys(args[1], shards)
+        else:
+            work = listener.scanner.count(shards)
+        self._is_busy = True
+        listener.forward.start(work, self._arrived, None)
+
+    # ---- transactions
+
+    def _enqueue(self, spec: Spec, args: Request) -> None:
+        """Of MULTI. Raise Refusal."""
+        if spec.kind is Kind.WALK:
+            raise Refusal(f"ERR {spec.name.upper()} is not possible inside MULTI")
+        assert self._multi is not None
+        if spec.step == 2:
+            strings.pairs_of(args)
+        self._check_place([key for queued, words in [*self._multi, (spec, args)] for key in queued.keys(words)])
+        self._multi_bytes += sum(map(len, args))
+        if len(self._multi) >= MULTI_MAX or self._multi_bytes > MULTI_BYTES_MAX:
+            raise Refusal(f"ERR a MULTI holds at most {MULTI_MAX} commands, of {MULTI_BYTES_MAX} bytes")
+        self._multi.append((spec, args))
+        self._answer(QUEUED)
+
+    def _leave_multi(self) -> None:
+        self._multi, self._multi_bytes, self._multi_refused = None, 0, False
+        self._watched = {}
+
+    def _begin_multi(self, args: Request) -> None:
+        if self._multi is not None:
+            self._answer(Refusal("ERR MULTI calls can not be nested"))  # which doesn't spoil it
+            return
+        self._multi = []
+        self._answer(OK)
+
+    def _discard(self, args: Request) -> None:
+        if self._multi is None:
+            raise Refusal("ERR DISCARD without MULTI")
+        self._leave_multi()
+        self._answer(OK)
+
+    def _watch(self, args: Request) -> None:
+        """The keys' versions are noted: what EXEC does is done only if they are the same then."""
+        if self._multi is not None:
+            self._answer(Refusal("ERR WATCH inside MULTI is not allowed"))
+            return
+        new = [key for key in dict.fromkeys(args[1:]) if key not in self._watched]
+        for key in new:
+            strings.check_key(key)
+        if len(self._watched) + len(new) > WATCHED_MAX:
+            raise Refusal(f"ERR at most {WATCHED_MAX} keys can be watched")
+        self._check_place([*self._watched, *new])
+        if not new:
+            self._answer(OK)
+            return
+        self._is_busy = True
+        run = partial(_note_versions, new, self._watched)
+        if self._direct.all_here(new):
+            self._direct.transact(new, run, self._watch_noted, (new, run))
+        else:
+            self.listener.forward.transact(new, run, self._arrived, None)
+
+    def _watch_noted(self, token: tuple[Request, Any], result: Any) -> None:
+        if _can_go_elsewhere(result):
+            self.listener.forward.transact(*token, self._arrived, None)
+        else:
+            self._arrived(None, result)
+
+    def _unwatch(self, args: Request) -> None:
+        self._watched = {}
+        self._answer(OK)
+
+    def _exec(self, args: Request) -> None:
+        if self._multi is None:
+            raise Refusal("ERR EXEC without MULTI")
+        if self._multi_refused:
+            self._leave_multi()
+            raise Refusal("EXECABORT Transaction discarded because of previous errors.")
+        keys = self._exec_keys()
+        self._is_busy = True
+        if not keys:
+            self._exec_done(None, self._run_queued(View({})))
+        elif self._direct.all_here(keys):
+            self._direct.transact(keys, self._run_queued, self._exec_done, True)
+        else:
+            self._exec_elsewhere()
+
+    def _exec_keys(self) -> list[bytes]:
+        assert self._multi is not None
+        queued = (key for spec, args in self._multi for key in spec.keys(args))
+        return list(dict.fromkeys((*self._watched, *queued)))
+
+    def _exec_elsewhere(self) -> None:
+        self._is_busy = True
+        self.listener.forward.transact(self._exec_keys(), self._run_queued, self._exec_done, False)
+
+    def _exec_done(self, was_here: bool | None, result: Any) -> None:
+        if self._transport is None:
+            return
+        if was_here and _can_go_elsewhere(result):
+            self._exec_elsewhere()
+            return
+        self._leave_multi()
+        self._arrived(None, result)
+
+    def _run_queued(self, view: View) -> Any:
+        """The transaction, on a view of its keys: its replies; maybe more than once."""
+        if any(view.version(key) != version for key, version in self._watched.items()):
+            return NO_ARRAY
+        replies: list[Any] = []
+        for spec, args in self._multi or ():
+            try:
+                replies.append(control.now(self, spec.name, args) if spec.run is None else spec.run(view, args))
+            except Refusal as refusal:
+                replies.append(refusal)
+        return replies
+
+
+def _note_versions(keys: Request, watched: dict[bytes, int | None], view: View) -> Any:
+    for key in keys:
+        watched[key] = view.version(key)
+    return OK
+
+
+def _can_go_elsewhere(result: Any) -> bool:
+    """Whether it is certain that nothing was done, and another way may lead to it."""
+    return isinstance(result, RaftKVError) and result.definite and not isinstance(result, (Busy, TooLarge))
+
+
+_CONTROL = {
+    "multi": RedisConnection._begin_multi,
+    "exec": RedisConnection._exec,
+    "discard": RedisConnection._discard,
+    "watch": RedisConnection._watch,
+    "unwatch": RedisConnection._unwatch,
+}
