@@ -1,8 +1,9 @@
 """One Redis connection: its commands take effect in their order, its replies come in that order, and it is bounded.
 
-Commands that came together run together where that doesn't show: a run of reads is answered from one applied state, a
-run of writes goes to the log one behind the other, a run of changes of one key makes one write. Before the next run
-begins, this one has ended. The replies of what was done in a turn of the loop leave in one write.
+Commands that came together run together: a run of reads is answered from one applied state, a run of writes goes to the
+log one behind the other, a run of commands that read and write gathers by key. Before the next run begins, this one has
+ended. So a pipeline takes effect in its order; only of such as INCR that is so for each key, not between keys. The
+replies of what was done in a turn of the loop leave in one write.
 
 When writes of a run were refused (their shard has moved, a transaction holds a key), those at its end go the other way,
 through the SDK, in order; one behind which something was done can't be done any more, and is answered with the error.
@@ -278,7 +279,7 @@ class RedisConnection(asyncio.Protocol):
     # ---- reads
 
     def _begin_reads(self, spec: Spec, args: Request) -> None:
-        """The reads at the head of the queue whose keys are here run together; a first one that isn't goes elsewhere."""
+        """The reads at the head of the queue whose keys are here run together; one that isn't here goes elsewhere."""
         direct = self._direct
         self._check_place(spec.keys(args), is_read=True)
         leads = direct.leads
@@ -351,7 +352,7 @@ class RedisConnection(asyncio.Protocol):
         elif kind is Kind.WRITE:
             self._begin_writes()
         elif kind is Kind.CHANGE:
-            self._begin_lane(args[1])
+            self._begin_lanes()
         else:
             self._start(1)
             direct.transact(list(dict.fromkeys(keys)), spec.bound(args), self._on_written, 0)
@@ -412,16 +413,19 @@ class RedisConnection(asyncio.Protocol):
             strings.check_value(args[2])
         self._first_elsewhere()
 
-    def _begin_lane(self, key: bytes) -> None:
-        """The changes at the head of the queue that are about the same key."""
-        todo: list[Any] = []
+    def _begin_lanes(self) -> None:
+        """The changes at the head of the queue run together: those of one key one after the other."""
+        direct = self._direct
+        todo: list[tuple[bytes, Any]] = []
         for args in islice(self._queue, RUN_MAX):
             spec = find(args[0])
-            if spec is None or not spec.has_arity(args) or spec.kind_of(args) is not Kind.CHANGE or args[1] != key:
+            if spec is None or not spec.has_arity(args) or spec.kind_of(args) is not Kind.CHANGE:
                 break
-            todo.append(spec.bound(args))
+            if direct.shard_here(args[1]) < 0:
+                break
+            todo.append((args[1], spec.bound(args)))
         self._start(len(todo))
-        for number, run in enumerate(todo):
+        for number, (key, run) in enumerate(todo):
             self.listener.lanes.add(key, run, self._on_written, number)
 
     def _wrote(self, number: int, result: Any) -> None:
