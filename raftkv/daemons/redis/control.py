@@ -12,7 +12,7 @@ from raftkv import __version__
 from raftkv.daemons.redis.parser import BULK_BYTES_MAX, Request, parse_int
 from raftkv.daemons.redis.replies import OK, PONG, Refusal, Status
 from raftkv.daemons.redis.scanning import Glob
-from raftkv.daemons.redis.strings import SYNTAX
+from raftkv.daemons.redis.strings import NOT_AN_INT, SYNTAX
 from raftkv.daemons.redis.table import SPECS, find
 from raftkv.machines.slots import slot_of
 
@@ -49,7 +49,7 @@ def _echo(connection: RedisConnection, args: Request) -> Any:
 def _select(connection: RedisConnection, args: Request) -> Any:
     number = parse_int(args[1])
     if number is None:
-        raise Refusal("ERR invalid DB index")
+        raise Refusal(NOT_AN_INT)
     if number != 0:
         if connection.listener.is_cluster:
             raise Refusal("ERR SELECT is not allowed in cluster mode")
@@ -199,7 +199,7 @@ def _command(connection: RedisConnection, args: Request) -> Any:
         case b"INFO", _:
             wanted = [find(name) for name in args[2:]] if len(args) > 2 else list(SPECS)
             return [None if spec is None else spec.described() for spec in wanted]
-        case b"GETKEYS", count if count > 2:
+        case b"GETKEYS", count if count > 3:
             spec = find(args[2])
             if spec is None:
                 raise Refusal("ERR Invalid command specified")
@@ -268,7 +268,8 @@ def _info(connection: RedisConnection, args: Request) -> Any:
 def _cluster(connection: RedisConnection, args: Request) -> Any:
     nodes = connection.listener.nodes
     if nodes is None:
-        raise Refusal(NO_CLUSTER)
+        known = args[1].decode("latin-1").lower() in _SUBCOMMANDS["cluster"]
+        raise Refusal(NO_CLUSTER) if known else _unknown_subcommand(args)
     match args[1].upper(), len(args):
         case b"SLOTS", 2:
             return nodes.slots()
