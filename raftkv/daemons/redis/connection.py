@@ -5,8 +5,8 @@ log one behind the other, a run of commands that read and write gathers by key. 
 ended. So a pipeline takes effect in its order; only of such as INCR that is so for each key, not between keys. The
 replies of what was done in a turn of the loop leave in one write.
 
-When writes of a run were refused (their shard has moved, a transaction holds a key), those at its end go the other way,
-through the SDK, in order; one behind which something was done can't be done any more, and is answered with the error.
+What of a run was refused (its shard has moved, a transaction holds its key) goes the other way afterwards, through the
+SDK, in order; unless a later one on the same key was done: then it is answered with the error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from raftkv.protocol.addresses import format_address
 from raftkv.protocol.errors import Busy, RaftKVError, TooLarge, from_result
 from raftkv.protocol.limits import (
     CLOSE_TIMEOUT_S,
-    KEY_BYTES_MAX,
     VALUE_BYTES_MAX,
     WRITE_HIGH_WATER_BYTES,
     WRITE_LOW_WATER_BYTES,
@@ -89,6 +88,7 @@ class RedisConnection(asyncio.Protocol):
         self._results: list[Any] = []
         """Of the run, by position."""
         self._left = 0
+        self._redo: list[int] = []
         self._on_written = self._written
         self._on_wrote = self._wrote
         self._on_readable = self._readable
@@ -204,7 +204,7 @@ class RedisConnection(asyncio.Protocol):
         if self._multi is not None and kind is not Kind.CONTROL and spec.name not in ("quit", "reset"):
             self._enqueue(spec, args)
         elif kind is Kind.READ:
-            self._begin_reads(spec, args)
+            self._begin_reads()
         elif kind in (Kind.WRITE, Kind.CHANGE, Kind.TRANSACTION):
             self._begin_changes(spec, args)
         elif kind is Kind.NOW:
@@ -278,22 +278,21 @@ class RedisConnection(asyncio.Protocol):
 
     # ---- reads
 
-    def _begin_reads(self, spec: Spec, args: Request) -> None:
+    def _begin_reads(self) -> None:
         """The reads at the head of the queue whose keys are here run together; one that isn't here goes elsewhere."""
         direct = self._direct
-        self._check_place(spec.keys(args), is_read=True)
         leads = direct.leads
         count = 0
         if leads or self.is_readonly or self.listener.nodes is None:  # followers have the shards too
             for args in islice(self._queue, RUN_MAX):
-                spec = find(args[0])  # type: ignore[assignment]
+                spec = find(args[0])
                 if spec is None or spec.kind is not Kind.READ or not spec.has_arity(args):
                     break
                 if any(direct.shard_here(key) < 0 for key in spec.keys(args)):
                     break
                 count += 1
         if count == 0:
-            self._go_elsewhere(spec, args)
+            self._first_elsewhere()
         else:
             self._is_busy = True
             direct.when_readable(self._on_readable, count, follower_ok=not leads)
@@ -317,8 +316,7 @@ class RedisConnection(asyncio.Protocol):
             direct.check_readable()
             for _ in range(count):
                 args = queue[0]
-                spec = find(args[0])
-                assert spec is not None and spec.run is not None
+                spec = _spec_of(args)
                 try:
                     if spec.run is strings.get:
                         value = direct.value(args[1])
@@ -326,7 +324,7 @@ class RedisConnection(asyncio.Protocol):
                     else:
                         keys = spec.keys(args)
                         self._check_place(keys, is_read=True)
-                        reply = encode(spec.run(View(direct.load(keys)), args), resp3)
+                        reply = encode(spec.bound(args)(View(direct.load(keys))), resp3)
                 except Refusal as refusal:
                     reply = error_line(str(refusal))
                 queue.popleft()
@@ -348,7 +346,7 @@ class RedisConnection(asyncio.Protocol):
         self._check_place(keys)
         direct = self._direct
         if not direct.all_here(keys):
-            self._go_elsewhere(spec, args)
+            self._first_elsewhere()
         elif kind is Kind.WRITE:
             self._begin_writes()
         elif kind is Kind.CHANGE:
@@ -373,8 +371,8 @@ class RedisConnection(asyncio.Protocol):
                 break
             size_bytes += sum(map(len, args))
             todo.append((shard, args))
-        if not todo:
-            self._first_alone()
+        if not todo:  # the first is too long, or others wait to write the key before it
+            self._first_elsewhere()
             return
         self._start(len(todo))
         for number, (shard, args) in enumerate(todo):
@@ -400,18 +398,10 @@ class RedisConnection(asyncio.Protocol):
         if spec.kind_of(args) is not Kind.WRITE:
             return None
         key = args[1]
-        if len(key) > KEY_BYTES_MAX or (len(args) > 2 and len(args[2]) > VALUE_BYTES_MAX):
+        if len(args) > 2 and len(args[2]) > VALUE_BYTES_MAX:
             return None
         shard = self._direct.shard_here(key)
         return None if shard < 0 or self._direct.is_queued_for(shard, key) else shard
-
-    def _first_alone(self) -> None:
-        """The first of the queue is a write that is too long, or that others wait to make before it."""
-        args = self._queue[0]
-        strings.check_key(args[1])
-        if len(args) > 2:
-            strings.check_value(args[2])
-        self._first_elsewhere()
 
     def _begin_lanes(self) -> None:
         """The changes at the head of the queue run together: those of one key one after the other."""
@@ -442,45 +432,68 @@ class RedisConnection(asyncio.Protocol):
     def _written(self, number: int, result: Any) -> None:
         self._results[number] = result
         self._left -= 1
-        if self._left == 0:
-            self._end_run()
-            self._pump()
+        if self._left == 0 and self._transport is not None:
+            self._redo = self._to_redo() if any(map(_can_go_elsewhere, self._results)) else []
+            self._redo_next()
 
-    def _end_run(self) -> None:
-        """Answer what was done, or can't be done any more; the rest goes elsewhere."""
-        self._is_busy = False
-        if self._transport is None:
-            return
+    def _to_redo(self) -> list[int]:
+        """The positions of what was refused, the last first, but for what was overtaken on the same key."""
+        redo: list[int] = []
+        done: set[bytes] = set()
+        for number in range(len(self._results) - 1, -1, -1):
+            args = self._queue[number]
+            keys = _spec_of(args).keys(args)
+            if not _can_go_elsewhere(self._results[number]):
+                done.update(keys)
+            elif done.isdisjoint(keys):
+                redo.append(number)
+        return redo
+
+    def _redo_next(self) -> None:
+        """One after the other, the other way; then the whole run is answered."""
+        while self._redo:
+            number = self._redo.pop()
+            try:
+                self._go_elsewhere(self._queue[number], self._redone, number)
+                return
+            except Refusal as refusal:
+                self._results[number] = refusal
         results, self._results = self._results, []
-        answered = len(results)
-        while answered and _can_go_elsewhere(results[answered - 1]):
-            answered -= 1
-        for result in islice(results, answered):
+        for result in results:
             self._queue.popleft()
             if result is OK:
                 self._send(OK_BYTES)
             else:
                 reply = refusal_of(result) if isinstance(result, RaftKVError) else result
                 self._send(encode(reply, self.resp3))
-        self.listener.commands_processed += answered
-        if answered < len(results):
-            self._first_elsewhere()
+        self.listener.commands_processed += len(results)
+        self._is_busy = False
+        self._pump()
+
+    def _redone(self, number: int, result: Any) -> None:
+        if self._transport is not None:
+            self._results[number] = result
+            self._redo_next()
 
     # ---- elsewhere
 
     def _first_elsewhere(self) -> None:
-        args = self._queue[0]
-        spec = find(args[0])
-        assert spec is not None
         try:
-            self._check_place(spec.keys(args), is_read=spec.kind is Kind.READ)
-            self._go_elsewhere(spec, args)
+            self._go_elsewhere(self._queue[0], self._arrived, None)
         except Refusal as refusal:
             self._refuse(refusal)
 
-    def _go_elsewhere(self, spec: Spec, args: Request) -> None:
+    def _go_elsewhere(self, args: Request, deliver: Any, token: Any) -> None:
+        """Raise Refusal where somebody else has to be asked, or it is wrong."""
+        spec = _spec_of(args)
+        keys = spec.keys(args)
+        self._check_place(keys, is_read=spec.kind is Kind.READ)
+        for key in keys:
+            strings.check_key(key)
+        if spec.run is strings.set_:
+            strings.check_value(args[2])
         self._is_busy = True
-        self.listener.forward.execute(spec, args, self._arrived, None)
+        self.listener.forward.execute(spec, args, deliver, token)
 
     def _arrived(self, _: None, result: Any) -> None:
         """The reply to the first of the queue, from elsewhere."""
@@ -610,6 +623,13 @@ class RedisConnection(asyncio.Protocol):
             except Refusal as refusal:
                 replies.append(refusal)
         return replies
+
+
+def _spec_of(args: Request) -> Spec:
+    """Of a command that was found before."""
+    spec = find(args[0])
+    assert spec is not None
+    return spec
 
 
 def _note_versions(keys: Request, watched: dict[bytes, int | None], view: View) -> Any:

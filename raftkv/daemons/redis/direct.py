@@ -24,7 +24,7 @@ from raftkv.machines.results import CONFLICT, OK, VERSION_MISMATCH
 from raftkv.machines.slots import shard_of
 from raftkv.machines.txn_commands import TXN_COMMIT, make_txid, refuse_txn_shape
 from raftkv.protocol.errors import Conflict, NotLeader, RaftKVError, from_result
-from raftkv.protocol.limits import ID_BYTES
+from raftkv.protocol.limits import ID_BYTES, KEY_BYTES_MAX
 
 if TYPE_CHECKING:
     from raftkv.daemons.replica import Deliver, Replica
@@ -60,9 +60,9 @@ class Direct:
         return replica is not None and replica.is_leader
 
     def shard_here(self, key: bytes) -> int:
-        """The key's shard if it is served here, else -1. Only of interest while this replica leads."""
+        """The key's shard if it is served here, else -1; as for a key that is too long to be anywhere."""
         shards = self._machine.shard_count
-        if not shards:
+        if not shards or len(key) > KEY_BYTES_MAX:
             return -1
         shard = shard_of(key, shards)
         return shard if self._machine.serves(shard) else -1

@@ -20,7 +20,7 @@ SYNTAX = "ERR syntax error"
 NOT_AN_INT = "ERR value is not an integer or out of range"
 NO_EXPIRY = "ERR keys of this store don't expire yet: EX, PX, EXPIRE and the like are not supported"
 TOO_LONG = f"ERR string exceeds maximum allowed size ({VALUE_BYTES_MAX} bytes)"
-KEY_TOO_LONG = f"ERR the key exceeds the maximum allowed size ({KEY_BYTES_MAX} bytes)"
+KEY_TOO_LONG = f"ERR key exceeds maximum allowed size ({KEY_BYTES_MAX} bytes)"
 
 REPLY_BYTES_MAX = 64 * 1024 * 1024
 """Of the values that one command, or one EXEC, answers with."""
