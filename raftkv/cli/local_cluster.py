@@ -115,11 +115,9 @@ def up(
                 base_port=base_port,
             )
             if metrics and not state.has_metrics:
-                _check_stopped(data_dir, state, "--metrics")
-                _add_metrics(state)
+                _turn_metrics_on(data_dir, state)
             if redis and not state.has_redis:
-                _check_stopped(data_dir, state, "--redis")
-                local_state.add_redis(state)
+                _turn_redis_on(data_dir, state)
         with claimed(state.base_port):
             _start_dead_and_wait(data_dir, state, is_new, timeout_s, say)
     return state
@@ -202,8 +200,18 @@ def _add_metrics(state: LocalState) -> None:
     local_state.add_metrics(state)
 
 
+def _turn_metrics_on(data_dir: Path, state: LocalState) -> None:
+    _check_stopped(data_dir, state, "--metrics")
+    _add_metrics(state)
+
+
+def _turn_redis_on(data_dir: Path, state: LocalState) -> None:
+    _check_stopped(data_dir, state, "--redis")
+    local_state.add_redis(state)
+
+
 def _check_stopped(data_dir: Path, state: LocalState, option: str) -> None:
-    """For what a cluster was made without; raise UsageError while some of it runs."""
+    """For what a cluster was made without: raise UsageError while some of it runs."""
     if any(is_running(data_dir, process) for process in state.processes):
         raise UsageError(
             f"local up: the cluster in {data_dir} runs without {option}; stop it first: "
