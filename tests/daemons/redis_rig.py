@@ -6,7 +6,6 @@ import asyncio
 import random
 from typing import Any
 
-from raftkv.daemons.lock_waits import LockWaits
 from raftkv.daemons.redis.connection import RedisConnection
 from raftkv.daemons.redis.direct import Direct
 from raftkv.daemons.redis.lanes import Lanes
@@ -22,7 +21,6 @@ class FakeRole:
         self.machine: Any = rig.replica.machine
         self.map_time_ms = 1 << 40
         self.commits: list[Any] = []
-        self.waits = LockWaits(self.machine)
         self.waited_for: set[bytes] = set()
 
     def is_waited_for(self, shard: int, key: bytes) -> bool:

@@ -165,8 +165,9 @@ def test_what_was_overtaken_on_its_key_is_not_done_any_more() -> None:
         connection, transport = rig.connect()
         connection._queue.extend([[b"SET", b"k", b"1"], [b"SET", b"other", b"2"], [b"SET", b"k", b"3"]])
         connection._start(3)
-        for number, result in enumerate([[11, b"t" * 16], [3, b"t" * 16], [0, 9]]):
-            connection._wrote(number, Locked(b"t" * 16).to_result() if result[0] != 0 else result)
+        locked = Locked(b"t" * 16).to_result()
+        for number, result in enumerate([locked, locked, [0, 9]]):
+            connection._wrote(number, result)
         assert rig.listener.forward.answer(5) == [b"SET", b"other", b"2"]
         lines = transport.sent.split(b"\r\n")
         assert lines[0].startswith(b"-TRYAGAIN") and lines[1:3] == [b":5", b"+OK"]
@@ -289,7 +290,8 @@ def test_many_commands_that_wait_stop_the_reading() -> None:
         assert not transport.reading
         for _ in range(6):
             await rig.rig.commit_all()
-        assert transport.reading and transport.sent == b"+OK\r\n" * 3000
+        assert transport.sent == b"+OK\r\n" * 3000
+        assert connection._transport is transport and transport.reading
 
     on_a_leader(script)
 
@@ -301,7 +303,8 @@ def test_bytes_of_unfinished_requests_are_bounded_for_all_together() -> None:
         other, other_out = rig.connect()
         one.data_received(b"*1\r\n$900\r\n" + b"x" * 700)
         other.data_received(b"*1\r\n$900\r\n" + b"x" * 700)
-        assert not one_out.closed and other_out.closed
+        closed = [one_out.closed, other_out.closed]
+        assert closed == [False, True]
         assert b"-ERR too many bytes" in other_out.sent
         one.data_received(b"x" * 200 + b"\r\n")
         assert b"unknown command" in one_out.sent

@@ -80,15 +80,18 @@ def test_moved_and_crossslot(cluster: Cluster) -> None:
     to = f"MOVED {slot} 127.0.0.1:{cluster.leader(2).redis_port}"
     for node in (cluster.leader(1), cluster.follower(1), cluster.follower(2)):
         with Resp(node.redis_port) as resp:
-            for words in (("SET", key, 1), ("GET", key), ("MGET", key), ("INCR", key), ("DEL", key), ("WATCH", key)):
-                assert str(resp.ask(*words)) == to
+            for name, *more in (("SET", 1), ("GET",), ("MGET",), ("INCR",), ("DEL",), ("WATCH",), ("MSET", 1)):
+                assert str(resp.ask(str(name), key, *more)) == to
             resp.ask("MULTI")
             assert str(resp.ask("SET", key, 1)) == to
             assert str(resp.ask("EXEC")).startswith("EXECABORT")
     with Resp(cluster.leader(2).redis_port) as resp:
         other = next(k for n in range(1000) if slot_of(k := b"%d" % n) != slot)
-        for words in (("MGET", key, other), ("MSET", key, 1, other, 2), ("DEL", key, other)):
-            assert str(resp.ask(*words)) == "CROSSSLOT Keys in request don't hash to the same slot"
+        crossed = "CROSSSLOT Keys in request don't hash to the same slot"
+        assert str(resp.ask("MGET", key, other)) == crossed
+        assert str(resp.ask("MSET", key, 1, other, 2)) == crossed
+        assert str(resp.ask("DEL", key, other)) == crossed
+        assert str(resp.ask("MSETNX", key, 1, other, 2)) == crossed
         resp.ask("MULTI")
         assert resp.ask("SET", key, 1) == b"QUEUED"
         assert str(resp.ask("SET", other, 1)).startswith("CROSSSLOT")

@@ -200,6 +200,12 @@ multi
 incr a
 exec
 watch a
+set a 102
+multi
+unwatch
+incr a
+exec
+watch a
 set a 101
 unwatch
 multi

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from raftkv.daemons.redis import control, strings
+from raftkv.daemons.redis.multi import NEVER_QUEUED, Multi
 from raftkv.daemons.redis.parser import Parser, Request
 from raftkv.daemons.redis.replies import (
     NIL_BYTES,
-    NO_ARRAY,
     OK,
     OK_BYTES,
-    QUEUED,
     Refusal,
+    can_go_elsewhere,
     encode,
     error_line,
     refusal_of,
@@ -35,7 +34,7 @@ from raftkv.daemons.redis.table import Kind, Spec, find, unknown
 from raftkv.machines.results import OK as DONE
 from raftkv.machines.slots import slot_of
 from raftkv.protocol.addresses import format_address
-from raftkv.protocol.errors import Busy, RaftKVError, TooLarge, from_result
+from raftkv.protocol.errors import Busy, RaftKVError, from_result
 from raftkv.protocol.limits import (
     CLOSE_TIMEOUT_S,
     VALUE_BYTES_MAX,
@@ -49,14 +48,10 @@ if TYPE_CHECKING:
 RUN_MAX = 1_024
 """Commands that run together."""
 RUN_BYTES_MAX = 4 * 1024 * 1024
+RUN_WORDS_MAX = 4 * RUN_MAX
+"""Of the writes in a run: some large MSETs are as much work for the log's entries as many SETs."""
 QUEUE_MAX = 1_024
 """Commands that wait; with more of them the connection isn't read from."""
-MULTI_MAX = 10_000
-"""Commands in a MULTI, and the bytes of their words."""
-MULTI_BYTES_MAX = 16 * 1024 * 1024
-WATCHED_MAX = 1_000
-
-Queued = tuple[Spec, Request]
 
 
 class RedisConnection(asyncio.Protocol):
@@ -92,10 +87,7 @@ class RedisConnection(asyncio.Protocol):
         self._on_written = self._written
         self._on_wrote = self._wrote
         self._on_readable = self._readable
-        self._multi: list[Queued] | None = None
-        self._multi_bytes = 0
-        self._multi_refused = False
-        self._watched: dict[bytes, int | None] = {}
+        self._multi = Multi(self)
 
     # ---- what the loop calls
 
@@ -113,7 +105,7 @@ class RedisConnection(asyncio.Protocol):
         self._transport = None
         self._queue.clear()
         self._out.clear()
-        self._multi = None
+        self._multi.leave()
         self._hold(0)
         self.listener.lost(self)
 
@@ -154,17 +146,17 @@ class RedisConnection(asyncio.Protocol):
 
     def described(self) -> bytes:
         """A line of CLIENT LIST."""
-        queued = -1 if self._multi is None else len(self._multi)
+        queued = len(self._multi.queued) if self._multi.is_open else -1
         library = self.library
         return b"id=%d addr=%b name=%b db=0 multi=%d watch=%d resp=%d lib-name=%b lib-ver=%b" % (
-            self.id, self.peername.encode(), self.name, queued, len(self._watched), 3 if self.resp3 else 2,
+            self.id, self.peername.encode(), self.name, queued, len(self._multi.watched), 3 if self.resp3 else 2,
             library.get(b"LIB-NAME", b""), library.get(b"LIB-VER", b""),
         )  # fmt: skip
 
     def reset(self) -> None:
         """As after connecting."""
         self.name, self.resp3, self.is_readonly = b"", False, False
-        self._leave_multi()
+        self._multi.leave()
 
     # ---- the queue
 
@@ -201,20 +193,20 @@ class RedisConnection(asyncio.Protocol):
             raise unknown(args)
         spec.check_arity(args)
         kind = spec.kind
-        if self._multi is not None and kind is not Kind.CONTROL and spec.name not in ("quit", "reset"):
-            self._enqueue(spec, args)
+        if self._multi.is_open and spec.name not in NEVER_QUEUED:
+            self._multi.add(spec, args)
         elif kind is Kind.READ:
             self._begin_reads()
         elif kind in (Kind.WRITE, Kind.CHANGE, Kind.TRANSACTION):
             self._begin_changes(spec, args)
         elif kind is Kind.NOW:
-            self._answer(control.now(self, spec.name, args))
+            self.answer(control.now(self, spec.name, args))
         elif kind is Kind.WALK:
             self._walk(spec, args)
         else:
-            _CONTROL[spec.name](self, args)
+            self._multi.carry_out(spec.name, args)
 
-    def _answer(self, value: Any) -> None:
+    def answer(self, value: Any) -> None:
         """The reply to the first of the queue."""
         if self._queue:
             self._queue.popleft()
@@ -222,9 +214,8 @@ class RedisConnection(asyncio.Protocol):
         self._send(encode(value, self.resp3))
 
     def _refuse(self, refusal: Refusal) -> None:
-        if self._multi is not None:
-            self._multi_refused = True
-        self._answer(refusal)
+        self._multi.is_spoilt = True
+        self.answer(refusal)
 
     def _send(self, reply: bytes) -> None:
         self._out.append(reply)
@@ -262,7 +253,7 @@ class RedisConnection(asyncio.Protocol):
 
     # ---- where a command belongs
 
-    def _check_place(self, keys: Request, *, is_read: bool = False) -> None:
+    def check_place(self, keys: Request, *, is_read: bool = False) -> None:
         """In cluster mode: raise CROSSSLOT or MOVED, where they are due."""
         nodes = self.listener.nodes
         if nodes is None or not keys:
@@ -288,7 +279,8 @@ class RedisConnection(asyncio.Protocol):
                 spec = find(args[0])
                 if spec is None or spec.kind is not Kind.READ or not spec.has_arity(args):
                     break
-                if any(direct.shard_here(key) < 0 for key in spec.keys(args)):
+                keys = args[1:2] if spec.last == 1 else spec.keys(args)
+                if any(direct.shard_here(key) < 0 for key in keys):
                     break
                 count += 1
         if count == 0:
@@ -323,7 +315,7 @@ class RedisConnection(asyncio.Protocol):
                         reply = NIL_BYTES[resp3] if value is None else b"$%d\r\n%b\r\n" % (len(value), value)
                     else:
                         keys = spec.keys(args)
-                        self._check_place(keys, is_read=True)
+                        self.check_place(keys, is_read=True)
                         reply = encode(spec.bound(args)(View(direct.load(keys))), resp3)
                 except Refusal as refusal:
                     reply = error_line(str(refusal))
@@ -340,15 +332,16 @@ class RedisConnection(asyncio.Protocol):
     def _begin_changes(self, spec: Spec, args: Request) -> None:
         """Raise Refusal if the first of the queue is wrong."""
         kind = spec.kind_of(args)
-        keys = spec.keys(args)
         if spec.step == 2:
             strings.pairs_of(args)
-        self._check_place(keys)
+        if kind is Kind.WRITE:
+            self._begin_writes()
+            return
+        keys = spec.keys(args)
+        self.check_place(keys)
         direct = self._direct
         if not direct.all_here(keys):
             self._first_elsewhere()
-        elif kind is Kind.WRITE:
-            self._begin_writes()
         elif kind is Kind.CHANGE:
             self._begin_lanes()
         else:
@@ -364,11 +357,12 @@ class RedisConnection(asyncio.Protocol):
         """The writes at the head of the queue, as they are, go to the log together, each as a command of its own."""
         direct = self._direct
         todo: list[tuple[int, Request]] = []
-        size_bytes = 0
-        for args in islice(self._queue, RUN_MAX):
+        words = size_bytes = 0
+        for args in islice(self._queue, RUN_MAX if direct.leads else 0):
             shard = self._shard_to_write(args)
-            if shard is None or size_bytes > RUN_BYTES_MAX:
+            if shard is None or size_bytes > RUN_BYTES_MAX or words > RUN_WORDS_MAX:
                 break
+            words += len(args)
             size_bytes += sum(map(len, args))
             todo.append((shard, args))
         if not todo:  # the first is too long, or others wait to write the key before it
@@ -391,7 +385,7 @@ class RedisConnection(asyncio.Protocol):
         if spec.step == 2:
             try:
                 keys = list(strings.pairs_of(args))
-                self._check_place(keys)
+                self.check_place(keys)
             except Refusal:
                 return None
             return -1 if self._direct.all_here(keys) else None
@@ -433,7 +427,7 @@ class RedisConnection(asyncio.Protocol):
         self._results[number] = result
         self._left -= 1
         if self._left == 0 and self._transport is not None:
-            self._redo = self._to_redo() if any(map(_can_go_elsewhere, self._results)) else []
+            self._redo = self._to_redo() if any(map(can_go_elsewhere, self._results)) else []
             self._redo_next()
 
     def _to_redo(self) -> list[int]:
@@ -443,7 +437,7 @@ class RedisConnection(asyncio.Protocol):
         for number in range(len(self._results) - 1, -1, -1):
             args = self._queue[number]
             keys = _spec_of(args).keys(args)
-            if not _can_go_elsewhere(self._results[number]):
+            if not can_go_elsewhere(self._results[number]):
                 done.update(keys)
             elif done.isdisjoint(keys):
                 redo.append(number)
@@ -479,7 +473,7 @@ class RedisConnection(asyncio.Protocol):
 
     def _first_elsewhere(self) -> None:
         try:
-            self._go_elsewhere(self._queue[0], self._arrived, None)
+            self._go_elsewhere(self._queue[0], self.arrived, None)
         except Refusal as refusal:
             self._refuse(refusal)
 
@@ -487,7 +481,7 @@ class RedisConnection(asyncio.Protocol):
         """Raise Refusal where somebody else has to be asked, or it is wrong."""
         spec = _spec_of(args)
         keys = spec.keys(args)
-        self._check_place(keys, is_read=spec.kind is Kind.READ)
+        self.check_place(keys, is_read=spec.kind is Kind.READ)
         for key in keys:
             strings.check_key(key)
         if spec.run is strings.set_:
@@ -495,12 +489,20 @@ class RedisConnection(asyncio.Protocol):
         self._is_busy = True
         self.listener.forward.execute(spec, args, deliver, token)
 
-    def _arrived(self, _: None, result: Any) -> None:
-        """The reply to the first of the queue, from elsewhere."""
+    @property
+    def is_gone(self) -> bool:
+        """Nobody waits for what is under way."""
+        return self._transport is None
+
+    def wait(self) -> None:
+        """`arrived` will be called with the reply to the first of the queue."""
+        self._is_busy = True
+
+    def arrived(self, _: None, result: Any) -> None:
         self._is_busy = False
         if self._transport is None:
             return
-        self._answer(refusal_of(result) if isinstance(result, RaftKVError) else result)
+        self.answer(refusal_of(result) if isinstance(result, RaftKVError) else result)
         self._pump()
 
     def _walk(self, spec: Spec, args: Request) -> None:
@@ -512,117 +514,8 @@ class RedisConnection(asyncio.Protocol):
             work = listener.scanner.keys(args[1], shards)
         else:
             work = listener.scanner.count(shards)
-        self._is_busy = True
-        listener.forward.start(work, self._arrived, None)
-
-    # ---- transactions
-
-    def _enqueue(self, spec: Spec, args: Request) -> None:
-        """Of MULTI. Raise Refusal."""
-        if spec.kind is Kind.WALK:
-            raise Refusal(f"ERR {spec.name.upper()} is not possible inside MULTI")
-        assert self._multi is not None
-        if spec.step == 2:
-            strings.pairs_of(args)
-        self._check_place([key for queued, words in [*self._multi, (spec, args)] for key in queued.keys(words)])
-        self._multi_bytes += sum(map(len, args))
-        if len(self._multi) >= MULTI_MAX or self._multi_bytes > MULTI_BYTES_MAX:
-            raise Refusal(f"ERR a MULTI holds at most {MULTI_MAX} commands, of {MULTI_BYTES_MAX} bytes")
-        self._multi.append((spec, args))
-        self._answer(QUEUED)
-
-    def _leave_multi(self) -> None:
-        self._multi, self._multi_bytes, self._multi_refused = None, 0, False
-        self._watched = {}
-
-    def _begin_multi(self, args: Request) -> None:
-        if self._multi is not None:
-            self._answer(Refusal("ERR MULTI calls can not be nested"))  # which doesn't spoil it
-            return
-        self._multi = []
-        self._answer(OK)
-
-    def _discard(self, args: Request) -> None:
-        if self._multi is None:
-            raise Refusal("ERR DISCARD without MULTI")
-        self._leave_multi()
-        self._answer(OK)
-
-    def _watch(self, args: Request) -> None:
-        """The keys' versions are noted: what EXEC does is done only if they are the same then."""
-        if self._multi is not None:
-            self._answer(Refusal("ERR WATCH inside MULTI is not allowed"))
-            return
-        new = [key for key in dict.fromkeys(args[1:]) if key not in self._watched]
-        for key in new:
-            strings.check_key(key)
-        if len(self._watched) + len(new) > WATCHED_MAX:
-            raise Refusal(f"ERR at most {WATCHED_MAX} keys can be watched")
-        self._check_place([*self._watched, *new])
-        if not new:
-            self._answer(OK)
-            return
-        self._is_busy = True
-        run = partial(_note_versions, new, self._watched)
-        if self._direct.all_here(new):
-            self._direct.transact(new, run, self._watch_noted, (new, run))
-        else:
-            self.listener.forward.transact(new, run, self._arrived, None)
-
-    def _watch_noted(self, token: tuple[Request, Any], result: Any) -> None:
-        if _can_go_elsewhere(result):
-            self.listener.forward.transact(*token, self._arrived, None)
-        else:
-            self._arrived(None, result)
-
-    def _unwatch(self, args: Request) -> None:
-        self._watched = {}
-        self._answer(OK)
-
-    def _exec(self, args: Request) -> None:
-        if self._multi is None:
-            raise Refusal("ERR EXEC without MULTI")
-        if self._multi_refused:
-            self._leave_multi()
-            raise Refusal("EXECABORT Transaction discarded because of previous errors.")
-        keys = self._exec_keys()
-        self._is_busy = True
-        if not keys:
-            self._exec_done(None, self._run_queued(View({})))
-        elif self._direct.all_here(keys):
-            self._direct.transact(keys, self._run_queued, self._exec_done, True)
-        else:
-            self._exec_elsewhere()
-
-    def _exec_keys(self) -> list[bytes]:
-        assert self._multi is not None
-        queued = (key for spec, args in self._multi for key in spec.keys(args))
-        return list(dict.fromkeys((*self._watched, *queued)))
-
-    def _exec_elsewhere(self) -> None:
-        self._is_busy = True
-        self.listener.forward.transact(self._exec_keys(), self._run_queued, self._exec_done, False)
-
-    def _exec_done(self, was_here: bool | None, result: Any) -> None:
-        if self._transport is None:
-            return
-        if was_here and _can_go_elsewhere(result):
-            self._exec_elsewhere()
-            return
-        self._leave_multi()
-        self._arrived(None, result)
-
-    def _run_queued(self, view: View) -> Any:
-        """The transaction, on a view of its keys: its replies; maybe more than once."""
-        if any(view.version(key) != version for key, version in self._watched.items()):
-            return NO_ARRAY
-        replies: list[Any] = []
-        for spec, args in self._multi or ():
-            try:
-                replies.append(control.now(self, spec.name, args) if spec.run is None else spec.run(view, args))
-            except Refusal as refusal:
-                replies.append(refusal)
-        return replies
+        self.wait()
+        listener.forward.start(work, self.arrived, None)
 
 
 def _spec_of(args: Request) -> Spec:
@@ -630,23 +523,3 @@ def _spec_of(args: Request) -> Spec:
     spec = find(args[0])
     assert spec is not None
     return spec
-
-
-def _note_versions(keys: Request, watched: dict[bytes, int | None], view: View) -> Any:
-    for key in keys:
-        watched[key] = view.version(key)
-    return OK
-
-
-def _can_go_elsewhere(result: Any) -> bool:
-    """Whether it is certain that nothing was done, and another way may lead to it."""
-    return isinstance(result, RaftKVError) and result.definite and not isinstance(result, (Busy, TooLarge))
-
-
-_CONTROL = {
-    "multi": RedisConnection._begin_multi,
-    "exec": RedisConnection._exec,
-    "discard": RedisConnection._discard,
-    "watch": RedisConnection._watch,
-    "unwatch": RedisConnection._unwatch,
-}

@@ -16,6 +16,7 @@ from raftkv.protocol.errors import (
     Locked,
     NotLeader,
     RaftKVError,
+    TooLarge,
     Unavailable,
     WrongGroup,
 )
@@ -96,3 +97,8 @@ def refusal_of(error: RaftKVError) -> Refusal:
     if isinstance(error, (Unavailable, NotLeader, WrongGroup, Expired)):
         return Refusal(f"CLUSTERDOWN {error}")
     return Refusal(f"ERR {error}")
+
+
+def can_go_elsewhere(result: Any) -> bool:
+    """Whether it is certain that nothing was done, and another way may lead to it."""
+    return isinstance(result, RaftKVError) and result.definite and not isinstance(result, (Busy, TooLarge))
