@@ -115,7 +115,7 @@ class User(threading.Thread):
             raise self.failure
 
 
-def test_a_linearizable_history_while_leaders_die(tmp_path: Path) -> None:
+def test_a_linearizable_history_while_leaders_die_and_shards_move(tmp_path: Path) -> None:
     with running(Cluster(tmp_path, groups=2, controllers=1, coordinators=1, redis="plain")) as cluster:
         nodes = [process for group in cluster.groups.values() for process in group]
         history = History({"test": "redis"})
@@ -124,6 +124,10 @@ def test_a_linearizable_history_while_leaders_die(tmp_path: Path) -> None:
             user.start()
         try:
             for gid in (1, 2, 1):
+                wait_for_answers(users)
+                with cluster.admin() as admin:
+                    for shard in range(0, 10, 3):
+                        admin.move(shard, gid)
                 wait_for_answers(users)
                 leader = cluster.leader(gid)
                 leader.kill()
@@ -145,6 +149,30 @@ def test_a_linearizable_history_while_leaders_die(tmp_path: Path) -> None:
                 done = sum(user.incremented for user in mine)
                 total = int(resp.ask("GET", counter))
                 assert done <= total <= done + sum(user.maybe_incremented for user in mine)
+        verdict = check_history(history)
+        assert verdict.result is Result.PASSED, verdict
+
+
+def test_a_node_that_is_told_to_stop_answers_what_it_was_asked(tmp_path: Path) -> None:
+    """SIGTERM under load: exit 0, and what was answered is there."""
+    with running(Cluster(tmp_path, groups=1, controllers=1, redis="plain")) as cluster:
+        leader = cluster.leader(1)
+        history = History({"test": "redis"})
+        users = [User(number, [leader], history) for number in range(4)]
+        for user in users:
+            user.start()
+        try:
+            wait_for_answers(users)
+            assert leader.terminate() == 0
+        finally:
+            for user in users:
+                user.finish()
+        assert sum(user.unknown for user in users) <= 5 * len(users)  # those whose connection was closed on them
+        with Resp(cluster.leader(1).redis_port) as resp:
+            for number, key in enumerate(KEYS):
+                called_ns = time.monotonic_ns()
+                output = Output.read(resp.ask("GET", key))
+                history.add(Operation.get(f"final-{number}", key, output, called_ns, time.monotonic_ns()))
         verdict = check_history(history)
         assert verdict.result is Result.PASSED, verdict
 
