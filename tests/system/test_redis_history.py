@@ -133,7 +133,7 @@ def test_a_linearizable_history_while_leaders_die_and_shards_move(tmp_path: Path
                 leader.kill()
                 wait_for_answers(users)
                 leader.start()
-                leader.wait_ready()
+                leader.wait_ready(60)
         finally:
             for user in users:
                 user.finish()
@@ -167,7 +167,7 @@ def test_a_node_that_is_told_to_stop_answers_what_it_was_asked(tmp_path: Path) -
         finally:
             for user in users:
                 user.finish()
-        assert sum(user.unknown for user in users) <= 5 * len(users)  # those whose connection was closed on them
+        assert sum(user.unknown for user in users) <= 10 * len(users)  # under way at the handover, and at the end
         with Resp(cluster.leader(1).redis_port) as resp:
             for number, key in enumerate(KEYS):
                 called_ns = time.monotonic_ns()
