@@ -1,5 +1,6 @@
 """For all tests: what they start can be interrupted, and no time of day decides whether they pass."""
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ from hypothesis import settings
 
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent"  # what the developer's own file says is no part of a test
 
 
 @pytest.fixture(autouse=True)

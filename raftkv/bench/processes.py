@@ -119,6 +119,7 @@ class Run:
     async def _start(self, process: int, owners: Sequence[int]) -> None:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # nothing from the directory of whoever measures
             "-m",
             "raftkv.bench.load",
             stdin=PIPE,

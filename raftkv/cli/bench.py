@@ -22,10 +22,9 @@ from raftkv.bench.processes import LoadFailed, Measured, Run, Show, Stopped, del
 from raftkv.bench.report import Report
 from raftkv.bench.scenarios import SCENARIOS
 from raftkv.cli import interrupts
-from raftkv.cli.daemons import AddressesType, tls_options
+from raftkv.cli.daemons import CONTROLLERS_HELP, AddressesType, Seconds, tls_options
 from raftkv.cli.daemons import option as setting
 from raftkv.cli.exit_codes import ExitCode, LocalFailure, UsageError, describe, exit_code_of
-from raftkv.cli.local import Seconds
 from raftkv.cli.local_state import default_controllers
 from raftkv.cli.printers import note
 from raftkv.cli.session import NO_CONTROLLERS, TIMEOUT_S_DEFAULT
@@ -105,10 +104,16 @@ def _option(*names: str, **details: Any) -> Callable[[F], F]:
     type=click.IntRange(1, PROCESSES_MAX),
     help="That make the load.  [default: 2, or 1 on one core]",
 )
-@setting("--controllers", "--ctrl-peers", type=AddressesType(), help="[default: the cluster of `raftkv local up`]")
+@setting("--controllers", "--ctrl-peers", type=AddressesType(), help=CONTROLLERS_HELP)
 @setting("--timeout", "timeout_s", type=Seconds(), default=str(TIMEOUT_S_DEFAULT), help="Of each request.")
 @tls_options
-@click.option("-o", "--output", type=click.Choice(["plain", "json"], case_sensitive=False), default="plain")
+@setting(
+    "-o",
+    "--output",
+    type=click.Choice(["plain", "json", "table"], case_sensitive=False),
+    default="plain",
+    help="json is one object; the others are for people.",
+)
 @click.option(
     "--chart",
     "chart_path",

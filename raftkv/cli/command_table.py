@@ -7,7 +7,7 @@ to a server, and nothing here prints.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One word of a command (`many`: one or more). `is_value`: `-`, `@FILE` and `@@` have their meaning."""
+    """One word of a command (`many`: one or more). `is_value`: `-`, `@FILE` and `@@` have their meaning.
+
+    `completes` says what a shell may offer for it: keys, gids, shards, txids, files, commands, or line (it begins a
+    whole command); `choices` are the words that it can only be.
+    """
 
     name: str
     required: bool = True
     many: bool = False
     is_value: bool = False
+    completes: str = ""
+    choices: tuple[str, ...] = ()
 
     @property
     def usage(self) -> str:
@@ -43,8 +49,11 @@ class Option:
     help: str
     parse: Callable[[str], Any] | None = None
     metavar: str = ""
+    default: str = ""  # in words, where there is one
     program_only: bool = False  # may stand on the command line, not on a line of a script
     variable: bool = True  # False: what it asks for is for one command, never a setting for all
+    choices: tuple[str, ...] = ()  # what its text can only be
+    danger: str = ""  # what it loses; empty: nothing
 
     @property
     def key(self) -> str:
@@ -92,7 +101,7 @@ class Command:
     options: tuple[Option, ...] = ()
     details: str = ""
     examples: tuple[str, ...] = ()
-    danger: str = ""  # what can be lost; empty: nothing
+    danger: str = ""  # what to take care of; an option that loses something says so itself
     writes: bool = False  # an interrupted one may still apply
     pipelines: bool = False  # one request on one key, its first word: several may be in flight
 
@@ -119,6 +128,7 @@ class CommandTable:
     about: str
     commands: tuple[Command, ...]
     options: tuple[Option, ...]
+    examples: tuple[str, ...] = ()  # for a shell
     by_name: dict[str, Command] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,10 +141,8 @@ class CommandTable:
         command = self.by_name.get(text.lower())
         if command is not None:
             return command
-        import difflib  # only on this path: it costs milliseconds
-
-        near = difflib.get_close_matches(text.lower(), self.by_name, n=1)
-        hint = f"did you mean {self.by_name[near[0]].name}?" if near else "`help` lists the commands"
+        near = _nearest(text.lower(), self.by_name)
+        hint = f"did you mean {self.by_name[near].name}?" if near else "`help` lists the commands"
         raise UsageError(f"unknown command {show_word(name)}; {hint}")
 
 
@@ -169,7 +177,7 @@ def parse(
     given: dict[str, tuple[Option, Any]] = {}
     rest = iter(words)
     for word in rest:
-        if word.quoted or not _looks_like_option(word.data):
+        if word.quoted or not looks_like_option(word.data):
             plain.append(word)
             continue
         if word.data == b"--":
@@ -190,7 +198,9 @@ def parse(
     for option in (*table.options, *own):
         if option.key in given:
             options[option.key] = given.pop(option.key)[1]
-        elif option.variable and environment.get(option.environment) and not (option.program_only and on_a_line):
+        elif on_a_line and option not in own:
+            continue  # the program has taken it from there, unless its command line said otherwise
+        elif option.variable and environment.get(option.environment):
             options[option.key] = _value(option, option.environment, environment[option.environment])
     for option, _ in given.values():
         subject = command_row.name if command_row is not None else table.program
@@ -204,7 +214,7 @@ def parse(
     )
 
 
-def _looks_like_option(data: bytes) -> bool:
+def looks_like_option(data: bytes) -> bool:
     """`-x…` and `--…`, but not `-` (a value) nor `-5` (a number)."""
     return len(data) > 1 and data[:1] == b"-" and data[1:2] not in b"0123456789."
 
@@ -217,7 +227,16 @@ def _option(known: Mapping[str, Option], data: bytes) -> tuple[str, Option, str 
         return name, known[name], value if equals else None
     if not text.startswith("--") and text[:2] in known and known[text[:2]].parse is not None:
         return text[:2], known[text[:2]], text[2:]
-    raise UsageError(f"unknown option {show_word(data)}; put `--` before words that begin with a dash")
+    near = _nearest(name, known, 0.75) if name.startswith("--") else ""
+    hint = f"did you mean {near}? " if near else ""
+    raise UsageError(f"unknown option {show_word(data)}; {hint}put `--` before words that begin with a dash")
+
+
+def _nearest(text: str, known: Iterable[str], least: float = 0.6) -> str:
+    """The one that was probably meant; empty if none is near."""
+    import difflib  # only after a mistake: it costs milliseconds
+
+    return next(iter(difflib.get_close_matches(text, known, n=1, cutoff=least)), "")
 
 
 _FLAG_TEXTS = {
@@ -242,19 +261,24 @@ def _value(option: Option, name: str, text: str | None) -> Any:
 
 
 def help_text(table: CommandTable, command: Command | None = None) -> str:
-    """The help on one command, or on all."""
+    """The help on one command, or on all: examples first."""
     if command is None:
         return _overview(table)
-    lines = [f"{command.usage}", "", f"  {command.summary}"]
+    options = (*command.options, *(option for option in table.options if not option.program_only))
+    return "\n".join([*about_lines(command), "", _OPTIONS, *_option_lines(options)])
+
+
+def about_lines(command: Command) -> list[str]:
+    """The help on one command without its options."""
+    lines = [f"{command.usage}", ""]
+    if command.examples:
+        lines += ["Examples:", *(f"  {example}" for example in command.examples), ""]
+    lines.append(f"  {command.summary}")
     if command.details:
         lines += ["", *(f"  {line}" for line in command.details.splitlines())]
     if command.danger:
         lines += ["", f"  Danger: {command.danger}"]
-    if command.options:
-        lines += ["", "Options:", *_option_lines(command.options)]
-    if command.examples:
-        lines += ["", "Examples:", *(f"  {example}" for example in command.examples)]
-    return "\n".join(lines)
+    return lines
 
 
 def _overview(table: CommandTable) -> str:
@@ -264,24 +288,31 @@ def _overview(table: CommandTable) -> str:
     lines = [
         f"{table.program} [OPTIONS] [COMMAND ARG…]",
         "",
+        "Examples:",
+        *(f"  {example}" for example in table.examples),
+        "",
         *(f"  {line}" for line in table.about.splitlines()),
         "",
-        "Commands (in any case):",
+        f"Commands (in any case; `{table.program} COMMAND --help` has examples of each):",
         *rows,
         "",
-        "Options (in brackets the environment variable that sets it, too):",
+        _OPTIONS,
         *_option_lines(table.options),
     ]
     return "\n".join(lines)
 
 
+_OPTIONS = "Options (in brackets the environment variable that sets it, too):"
+
+
 def _option_lines(options: Sequence[Option]) -> list[str]:
     """One aligned line for each option."""
     width = max(len(option.usage) for option in options)
+    defaults = [f"; default: {option.default}" if option.default else "" for option in options]
     variables = [f" [{option.environment}]" if option.variable else "" for option in options]
     return [
-        f"  {option.usage:<{width}}  {option.help}{variable}"
-        for option, variable in zip(options, variables, strict=True)
+        f"  {option.usage:<{width}}  {option.help}{default}{variable}"
+        for option, default, variable in zip(options, defaults, variables, strict=True)
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raftkv.cli.command_table import Argument, Call, Command, Option, check_address, parse_count
-from raftkv.cli.exit_codes import UsageError
+from raftkv.cli.exit_codes import LocalFailure, UsageError
 from raftkv.cli.printers import note, ranges
 from raftkv.cli.results import Configuration, Done, Moves, Result
 from raftkv.cli.words import show_word
@@ -24,8 +24,14 @@ async def join(session: Session, call: Call) -> Result:
     from raftkv.cli.join_check import look_before_join
 
     client = session.controllers(call.options)
-    silent = await look_before_join(client, session.settings.controllers, groups, session.timeout_s(call.options))
+    timeout_s = session.timeout_s(call.options)
+    silent, unnamed = await look_before_join(client, session.settings.controllers, groups, timeout_s)
     config = await client.join(groups)
+    if unnamed:
+        note(
+            f"{session.settings.program}: joined, but the map lacks {', '.join(unnamed)}, which the others know: "
+            "if the group is to be found when only those are up, Leave and Join it again with all of its replicas"
+        )
     if silent:
         note(f"{session.settings.program}: joined, but no answer yet from {', '.join(silent)}: are they right?")
     return await _done(session, call, config)
@@ -34,9 +40,18 @@ async def join(session: Session, call: Call) -> Result:
 async def leave(session: Session, call: Call) -> Result:
     """Remove groups."""
     gids, force = parse_gids(call.words), bool(call.options.get("force"))
+    from raftkv.protocol.errors import NoSuchGroup
+
     client = session.controllers(call.options)
     before = await client.query() if force else None
-    config = await client.leave(gids, force=force)
+    try:
+        config = await client.leave(gids, force=force)
+    except NoSuchGroup as error:
+        if error.gid <= 0:
+            raise
+        raise LocalFailure(
+            f"Leave: {error}; `Wait` waits for shards that are still on their way from one that has left"
+        ) from None
     if before is not None and not before.groups.keys() - set(gids):
         lost = ranges([shard for shard, gid in enumerate(before.owners) if gid])
         note(f"{session.settings.program}: shards {lost} are given up with all that was in them")
@@ -162,7 +177,13 @@ def _integer(name: str, word: bytes, least: int = -_INTEGER_MAX) -> int:
 
 
 _NO_WAIT = Option(("--no-wait",), "return once the configuration is made, before the shards have moved", variable=False)
-_FORCE = Option(("--force",), "give up the last group, which is lost with all data", variable=False)
+_FORCE = Option(
+    ("--force",),
+    "give up the last group, which is lost with all data; asks on a terminal, and needs --yes elsewhere",
+    variable=False,
+    danger="if no other group is left, all data is given up",
+)
+_YES = Option(("--yes",), "don't ask whether --force is meant", variable=False)
 _WAITS = "Waits until the shards that it moves are served by their new owners; --timeout counts from the last progress."
 
 COMMANDS = (
@@ -180,11 +201,11 @@ COMMANDS = (
         "Leave",
         "remove groups; their shards move to the others",
         leave,
-        (Argument("GID[,GID…]", many=True),),
-        (_NO_WAIT, _FORCE),
+        (Argument("GID[,GID…]", many=True, completes="gids"),),
+        (_NO_WAIT, _FORCE, _YES),
         _WAITS
         + "\nThe last group leaves if it is empty; by --force if it is lost, with all data: not while it answers.",
-        ("Leave 2", "Leave 2,3", "Leave 2 --force"),
+        ("Leave 2", "Leave 2,3", "Leave 2 --force", "Leave 2 --force --yes"),
         danger="stop a group's replicas only when Leave has returned: until then they hold its data",
         writes=True,
     ),
@@ -192,7 +213,7 @@ COMMANDS = (
         "Move",
         "give SHARD to group GID until the next Join or Leave",
         move,
-        (Argument("SHARD"), Argument("GID")),
+        (Argument("SHARD", completes="shards"), Argument("GID", completes="gids")),
         (_NO_WAIT,),
         _WAITS,
         ("Move 3 2",),
@@ -212,7 +233,7 @@ COMMANDS = (
         "Plan",
         "print what a Join or Leave would move: SHARD, from group, to group",
         plan,
-        (Argument("Join|Leave"), Argument("GROUP", many=True)),
+        (Argument("Join|Leave", choices=("Join", "Leave")), Argument("GROUP", many=True, completes="gids")),
         (),
         "Changes nothing.",
         ("Plan Join 3:10.0.0.7:7001", "Plan Leave 2"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raftkv.cli.daemons import option, tls_options
+from raftkv.cli.daemons import Seconds, option, tls_options
 from raftkv.cli.exit_codes import ExitCode, LocalFailure, UsageError, exit_code_of
 from raftkv.cli.tls_files import client_ssl
 from raftkv.daemons.readiness import CONFIGURATION
@@ -28,10 +28,19 @@ LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 @click.command()
 @option("--listen", metavar="HOST:PORT", required=True, help="Where the daemon accepts connections.")
+@option(
+    "--timeout", "timeout_s", type=Seconds(), default=f"{ANSWER_TIMEOUT_S:g}", help="How long it may take to answer."
+)
 @tls_options
-def health(listen: str, tls_cert: str | None, tls_key: str | None, tls_ca: str | None) -> None:
-    """Say what the daemon there is, and exit with 0 if it answers, knows a leader of its group and keeps up with it.
+def health(listen: str, timeout_s: float, tls_cert: str | None, tls_key: str | None, tls_ca: str | None) -> None:
+    """Ask one daemon whether it is well.
 
+    \b
+      raftkv health --listen 10.0.0.1:7100
+      docker exec kv1 raftkv health                    RAFTKV_LISTEN is the daemon's own
+      raftkv health --listen 10.0.0.1:7100 --timeout 1 || systemctl restart raftkv
+
+    Says what the daemon there is, and exits with 0 if it answers, knows a leader of its group and keeps up with it.
     Exits with 3 if it doesn't answer, and with 5 if it can't do its part. A group that was never joined is well.
     Where the daemon listens on all addresses, it is asked on the loopback.
     """
@@ -41,9 +50,11 @@ def health(listen: str, tls_cert: str | None, tls_key: str | None, tls_ca: str |
         raise UsageError(f"--listen: {error}") from None
     address = format_address(LOOPBACK.get(host, host), port)
     try:
-        answer = asyncio.run(_ask(address, client_ssl(tls_cert, tls_key, tls_ca)))
+        answer = asyncio.run(_ask(address, timeout_s, client_ssl(tls_cert, tls_key, tls_ca)))
     except RaftKVError as error:
-        raise LocalFailure(f"{error}", exit_code_of(error)) from None
+        code = exit_code_of(error)
+        advice = "; is it running, and is that where it listens?" if code is ExitCode.UNAVAILABLE else ""
+        raise LocalFailure(f"health: no good answer from {error}{advice}", code) from None
     group = f"group {answer['gid']}" if answer["role"] == "shardkv" else f"the {answer['role']}s"
     line = f"replica {answer['replica']} of {group}, {answer['state']}"
     if answer["leader"] is None:
@@ -55,8 +66,8 @@ def health(listen: str, tls_cert: str | None, tls_key: str | None, tls_ca: str |
     click.echo(f"{line}; {unjoined}" if unjoined else line)
 
 
-async def _ask(address: str, ssl: ssl.SSLContext | None) -> dict[str, Any]:
+async def _ask(address: str, timeout_s: float, ssl: ssl.SSLContext | None) -> dict[str, Any]:
     from raftkv.client.controllers import Controllers
 
-    async with Controllers([address], timeout_s=ANSWER_TIMEOUT_S, ssl=ssl) as client:
+    async with Controllers([address], timeout_s=timeout_s, ssl=ssl) as client:
         return await client.status_of(address)

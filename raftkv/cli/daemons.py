@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from raftkv.cli.command_table import parse_controllers
+from raftkv.cli.command_table import parse_controllers, parse_seconds
 from raftkv.cli.exit_codes import UsageError
 from raftkv.cli.printers import settle_stdout
 from raftkv.cli.tls_files import TLS_OPTIONS, daemon_tls
@@ -21,6 +21,10 @@ from raftkv.daemons.options import (
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+CONTROLLERS_HELP = "Where the controllers are.  [default: the cluster of `raftkv local up`]"
+"""For what is a client."""
 
 
 class PeersType(click.ParamType[dict[int, str]]):
@@ -58,6 +62,19 @@ class AddressesType(click.ParamType[tuple[str, ...]]):
             self.fail(str(error), param, ctx)
 
 
+class Seconds(click.ParamType[float]):
+    """A time such as 10, 0.5 or 500ms."""
+
+    name = "SECONDS"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse."""
+        try:
+            return value if isinstance(value, float) else parse_seconds(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 def option(*names: str, variable: str = "", **details: Any) -> Callable[[F], F]:
     """A click option with its environment variable and default shown; it is for what configures."""
     longest = next(name for name in names if name.startswith("--"))
@@ -91,9 +108,10 @@ def _replica_options(function: F) -> F:
         ),
         option("--log-format", type=click.Choice(["text", "json"]), default="text", help="Its form."),
     ]
+    function = tls_options(function)
     for decorate in reversed(decorators):
         function = decorate(function)
-    return tls_options(function)
+    return function
 
 
 def tls_options(function: F) -> F:

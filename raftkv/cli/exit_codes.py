@@ -103,7 +103,6 @@ def _advice(error: RaftKVError) -> str:
         (errors.WrongGroup, "look at `raftkv-ctl Query` and `raftkv-ctl Status`"),
         (errors.ConnectionLost, "try again, or look at `raftkv-ctl Status`"),
         (errors.GroupExists, "`raftkv-ctl Wait` waits for shards that are still on their way to it"),
-        (errors.NoSuchGroup, "`raftkv-ctl Wait` waits for shards that are still on their way from one that has left"),
         (errors.CasMismatch, "read the key and decide again"),
         (errors.VersionMismatch, "read the key and decide again"),
     ]

@@ -19,8 +19,11 @@ LOOK_TIMEOUT_S = 0.8
 
 async def look_before_join(
     client: ControllersClient, controllers: Sequence[str], groups: Mapping[int, Sequence[str]], timeout_s: float
-) -> list[str]:
-    """The addresses that don't answer. Raises LocalFailure if one is somebody else's; nothing has been sent then."""
+) -> tuple[list[str], list[str]]:
+    """The addresses that don't answer, and those of other replicas of which the ones that answer know.
+
+    Raises LocalFailure if one is somebody else's; nothing has been sent then.
+    """
     from raftkv.protocol.errors import HandshakeRefused, RaftKVError
 
     async def ask(address: str) -> Mapping[str, Any] | HandshakeRefused | None:
@@ -44,7 +47,12 @@ async def look_before_join(
             wrong = _wrong(gid, answer, cluster_id)
         if wrong is not None:
             raise LocalFailure(f"Join: {address} can't be a replica of group {gid}: {wrong}; nothing was changed")
-    return [address for _, address in asked if answers[address] is None]
+    silent = [address for _, address in asked if answers[address] is None]
+    unnamed: dict[str, None] = {}
+    for gid, address in asked:
+        if isinstance(answer := answers[address], Mapping):
+            unnamed |= dict.fromkeys(known for known in answer["members"].values() if known not in groups[gid])
+    return silent, list(unnamed)
 
 
 def _wrong(gid: int, answer: Mapping[str, Any], cluster_id: str) -> str | None:

@@ -81,7 +81,7 @@ async def _pairs(client: KvClient, prefix: bytes, limit: int | None) -> AsyncIte
         yield key, found.value
 
 
-_KEY = Argument("KEY")
+_KEY = Argument("KEY", completes="keys")
 _VALUE_HELP = (
     'A value `-` is read from standard input (one-shot only; on a line "-" in quotes is a dash), `@FILE` from\n'
     "a file; `@@` is a literal @.\n"
@@ -159,7 +159,7 @@ COMMANDS = (
         "Scan",
         "print keys that begin with PREFIX and their values, in key order",
         scan,
-        (Argument("PREFIX", required=False),),
+        (Argument("PREFIX", required=False, completes="keys"),),
         (Option(("--limit",), "at most N pairs", parse_count, "N", variable=False),),
         "KEY<TAB>VALUE a line, over all shards, streamed; bytes outside printable ASCII as \\xHH.\n"
         "`-o json` is exact and reversible. Each shard is read linearizably, not all at one instant.",

@@ -8,25 +8,12 @@ from pathlib import Path
 import click
 
 from raftkv.cli import interrupts, local_cluster
-from raftkv.cli.command_table import parse_seconds
-from raftkv.cli.daemons import option
+from raftkv.cli.daemons import Seconds, option
+from raftkv.cli.local_ready import STATUS_TIMEOUT_S
 from raftkv.cli.local_state import COORDINATORS, COORDINATORS_MAX, default_data_dir
 from raftkv.cli.printers import note, table
 
 UP_TIMEOUT_S = "60"
-
-
-class Seconds(click.ParamType[float]):
-    """A time such as 10, 0.5 or 500ms."""
-
-    name = "SECONDS"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse."""
-        try:
-            return value if isinstance(value, float) else parse_seconds(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 _data_dir = option(
@@ -44,7 +31,13 @@ def _directory(given: Path | None) -> Path:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def local() -> None:
-    """A whole cluster on this machine: controllers, some groups, coordinators; one process each."""
+    """A whole cluster on this machine: controllers, some groups, coordinators; one process each.
+
+    \b
+      raftkv local up                         2 groups of 3 replicas; says how to connect
+      raftkv local status
+      raftkv local down --wipe                stop it, and remove its data
+    """
     interrupts.raise_once()
 
 
@@ -82,6 +75,11 @@ def up(
 ) -> None:
     """Start a cluster, or what is dead of it, and return when it serves.
 
+    \b
+      raftkv local up
+      raftkv local up --groups 3 --replicas 5 --data-dir /tmp/five --metrics
+      raftkv local up --base-port 20000 --timeout 120
+
     Prints the line to connect with. The processes go on until `down`.
     """
     directory = _directory(data_dir)
@@ -102,10 +100,28 @@ def up(
 
 @local.command()
 @_data_dir
-@option("-o", "--output", type=click.Choice(["plain", "json", "table"], case_sensitive=False), default="plain")
-def status(data_dir: Path | None, output: str) -> None:
-    """Show the cluster's processes."""
-    shown = local_cluster.status(_directory(data_dir))
+@option(
+    "-o",
+    "--output",
+    type=click.Choice(["plain", "json", "table"], case_sensitive=False),
+    default="plain",
+    help="json is one object; the others are a table.",
+)
+@option(
+    "--timeout",
+    "timeout_s",
+    type=Seconds(),
+    default=f"{STATUS_TIMEOUT_S:g}",
+    help="How long a process may take to say whether it leads.",
+)
+def status(data_dir: Path | None, output: str, timeout_s: float) -> None:
+    """Show the cluster's processes.
+
+    \b
+      raftkv local status
+      raftkv local status -o json | jq -r '.processes[] | select(.state == "leader") | .pid'
+    """
+    shown = local_cluster.status(_directory(data_dir), timeout_s)
     if output == "json":
         click.echo(json.dumps(shown))
         return
@@ -119,6 +135,19 @@ def status(data_dir: Path | None, output: str) -> None:
 @local.command()
 @_data_dir
 @click.option("--wipe", is_flag=True, help="Remove the data too.")  # never by a variable
-def down(data_dir: Path | None, wipe: bool) -> None:
-    """Stop the cluster: SIGTERM, and SIGKILL to what doesn't end."""
-    local_cluster.down(_directory(data_dir), wipe=wipe, say=note)
+@option(
+    "--timeout",
+    "timeout_s",
+    variable="RAFTKV_DOWN_TIMEOUT",  # as for `up`
+    type=Seconds(),
+    default=f"{local_cluster.STOP_TIMEOUT_S:g}",
+    help="How long it may take them to end; then they are killed.",
+)
+def down(data_dir: Path | None, wipe: bool, timeout_s: float) -> None:
+    """Stop the cluster: SIGTERM, and SIGKILL to what doesn't end.
+
+    \b
+      raftkv local down
+      raftkv local down --data-dir /tmp/five --wipe
+    """
+    local_cluster.down(_directory(data_dir), wipe=wipe, timeout_s=timeout_s, say=note)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raftkv.cli import interrupts, local_state
+from raftkv.cli import config_file, interrupts, local_state
 from raftkv.cli.exit_codes import ExitCode, LocalFailure, UsageError
 from raftkv.cli.local_ready import LOG_DIRECTORY, STATUS_TIMEOUT_S, NotOurs, log_path, wait_until_served
 from raftkv.cli.local_state import LocalProcess, LocalState, is_running
@@ -263,7 +263,8 @@ def _check_ports(dead: list[LocalProcess]) -> None:
 def daemon_arguments(data_dir: Path, state: LocalState, process: LocalProcess) -> list[str]:
     """The command line of one daemon."""
     peers = [peer for peer in state.processes if (peer.role, peer.gid) == (process.role, process.gid)]
-    arguments = [sys.executable, "-m", "raftkv", process.role]
+    # -P: what lies in the directory of whoever says `up` must not be imported in place of what is installed.
+    arguments = [sys.executable, "-P", "-m", "raftkv", process.role]
     arguments += ["--id", str(process.id), "--listen", process.addr]
     arguments += ["--peers", ",".join(f"{peer.id}={peer.addr}" for peer in peers)]
     arguments += ["--data-dir", str(data_dir / process.name)]
@@ -288,6 +289,7 @@ def _start(data_dir: Path, state: LocalState, process: LocalProcess) -> subproce
         for name, value in os.environ.items()
         if name not in own and not name.startswith("RAFTKV_TLS_")  # local clusters are plain
     }
+    environment[config_file.VARIABLE] = ""  # there may be TLS too
     with log_path(data_dir, process).open("ab") as log:
         return subprocess.Popen(
             daemon_arguments(data_dir, state, process),
@@ -299,17 +301,17 @@ def _start(data_dir: Path, state: LocalState, process: LocalProcess) -> subproce
         )
 
 
-def down(data_dir: Path, *, wipe: bool, say: Say) -> None:
+def down(data_dir: Path, *, wipe: bool, say: Say, timeout_s: float = STOP_TIMEOUT_S) -> None:
     """Stop the cluster; with `wipe`, remove its data. Does nothing if there is none. Raises LocalFailure."""
     if not data_dir.is_dir():
         say(f"there is no cluster in {data_dir}")
         return
-    with locked(data_dir, 2 * STOP_TIMEOUT_S):
+    with locked(data_dir, 2 * max(timeout_s, STOP_TIMEOUT_S)):
         state = load_state(data_dir)
         if state is None:
             say(f"there is no cluster in {data_dir}")
         else:
-            _stop(data_dir, state, say)
+            _stop(data_dir, state, timeout_s, say)
             if wipe:
                 _wipe(data_dir, state)
                 say(f"removed the data in {data_dir}")
@@ -319,16 +321,16 @@ def down(data_dir: Path, *, wipe: bool, say: Say) -> None:
             data_dir.rmdir()  # only if nothing of anybody else is in it
 
 
-def _stop(data_dir: Path, state: LocalState, say: Say) -> None:
+def _stop(data_dir: Path, state: LocalState, timeout_s: float, say: Say) -> None:
     """SIGTERM to all, SIGKILL to what is left after the deadline."""
     running = [process for process in state.processes if is_running(data_dir, process)]
     if not running:
         say(f"nothing runs in {data_dir}")
         return
     _signal(data_dir, running, signal.SIGTERM)
-    left = _wait_for_end(data_dir, running, STOP_TIMEOUT_S)
+    left = _wait_for_end(data_dir, running, timeout_s)
     if left:
-        say(f"{', '.join(process.title for process in left)} didn't end in {STOP_TIMEOUT_S:g} s: killed")
+        say(f"{', '.join(process.title for process in left)} didn't end in {timeout_s:g} s: killed")
         _signal(data_dir, left, signal.SIGKILL)
         left = _wait_for_end(data_dir, left, STOP_TIMEOUT_S)
         if left:
@@ -365,7 +367,7 @@ def _wipe(data_dir: Path, state: LocalState) -> None:
         raise LocalFailure(f"can't remove the data in {data_dir}: {error}") from None
 
 
-def status(data_dir: Path) -> dict[str, Any]:
+def status(data_dir: Path, timeout_s: float = STATUS_TIMEOUT_S) -> dict[str, Any]:
     """The object of `local status -o json`. Raises LocalFailure if there is no cluster."""
     state = load_state(data_dir)
     if state is None:
@@ -374,18 +376,18 @@ def status(data_dir: Path) -> dict[str, Any]:
         "data_dir": str(data_dir),
         "controllers": list(state.controllers),
         "coordinators": list(state.coordinator_addresses),
-        "processes": interrupts.run(_process_states(data_dir, state)),
+        "processes": interrupts.run(_process_states(data_dir, state, timeout_s)),
     }
 
 
-async def _process_states(data_dir: Path, state: LocalState) -> list[dict[str, Any]]:
+async def _process_states(data_dir: Path, state: LocalState, timeout_s: float) -> list[dict[str, Any]]:
     from raftkv.cli.health import ask
     from raftkv.client.controllers import Controllers
 
-    running = [process.addr for process in state.processes if is_running(data_dir, process)]
-    controllers = Controllers(state.controllers, timeout_s=STATUS_TIMEOUT_S)
+    running = {process.addr: process.pid for process in state.processes if is_running(data_dir, process)}
+    controllers = Controllers(state.controllers, timeout_s=timeout_s)
     try:
-        answers = await ask(controllers, running, STATUS_TIMEOUT_S)
+        answers = await ask(controllers, list(running), timeout_s)
     finally:
         await controllers.close()
     return [
@@ -396,7 +398,7 @@ async def _process_states(data_dir: Path, state: LocalState) -> list[dict[str, A
             "addr": process.addr,
             "redis": process.redis,
             "metrics": process.metrics,
-            "pid": process.pid,
+            "pid": running.get(process.addr),  # a dead one's may be a stranger's by now
             "state": _state_name(answers.get(process.addr)),
         }
         for process in state.processes

@@ -51,7 +51,7 @@ async def wait_until_served(
     async with Controllers(state.controllers, timeout_s=STATUS_TIMEOUT_S) as controllers:
         for process in state.processes:
             try:
-                await _wait_for_process(data_dir, process, started.get(process.name), controllers, deadline)
+                await _wait_for_process(data_dir, state, process, started, controllers, deadline)
             except NotOurs:
                 raise
             except LocalFailure as failure:
@@ -65,6 +65,7 @@ async def wait_until_served(
             await _join_and_read(state, max(2.0, deadline - time.monotonic()))
             await _wait_for_coordinators(state, controllers, deadline)
         except RaftKVError as error:
+            failures |= _ended(data_dir, state, started)
             why = "; ".join([*map(str, failures.values()), str(error)])
             raise LocalFailure(
                 f"the cluster doesn't serve after {timeout_s:g} s: {why}; logs: {data_dir / LOG_DIRECTORY}",
@@ -72,7 +73,7 @@ async def wait_until_served(
             ) from None
         failures |= await _look_again(data_dir, state, started, controllers)
     if failures:
-        raise LocalFailure(f"the cluster serves, but {next(iter(failures.values()))}")
+        raise LocalFailure(f"the cluster serves, but {'; '.join(map(str, failures.values()))}")
 
 
 async def _look_again(
@@ -82,13 +83,18 @@ async def _look_again(
     from raftkv.cli.health import ask
 
     answers = await ask(controllers, [process.addr for process in state.processes], STATUS_TIMEOUT_S)
-    failures = {}
     for process in state.processes:
         _check_identity(process, answers[process.addr])
-        child = started.get(process.name)
-        if child is not None and child.poll() is not None:
-            failures[process.name] = _failure(data_dir, process, "ended after its start", ExitCode.REFUSED)
-    return failures
+    return _ended(data_dir, state, started)
+
+
+def _ended(data_dir: Path, state: LocalState, started: Children) -> dict[str, LocalFailure]:
+    """What was started and is dead by now."""
+    return {
+        process.name: _failure(data_dir, process, "ended after its start", ExitCode.REFUSED)
+        for process in state.processes
+        if process.name in started and started[process.name].poll() is not None
+    }
 
 
 async def _join_and_read(state: LocalState, timeout_s: float) -> None:
@@ -138,17 +144,23 @@ async def _wait_for_coordinators(state: LocalState, controllers: ControllersClie
 
 async def _wait_for_process(
     data_dir: Path,
+    state: LocalState,
     process: LocalProcess,
-    child: subprocess.Popen[bytes] | None,
+    started: Children,
     controllers: ControllersClient,
     deadline: float,
 ) -> None:
     """Until it is a member of its group; LocalFailure with the end of its log if it died or time is up.
 
-    One that only answers may still learn from the others that it can't be taken back, and end.
+    One that only answers may still learn from the others that it can't be taken back, and end. One that waits for the
+    others of a new group waits in vain when one of them has died.
     """
     from raftkv.cli.health import ask
 
+    child = started.get(process.name)
+    others = [
+        peer for peer in state.processes if (peer.role, peer.gid) == (process.role, process.gid) and peer is not process
+    ]
     while True:
         answer = (await ask(controllers, [process.addr], STATUS_TIMEOUT_S))[process.addr]
         if child is not None and child.poll() is not None:
@@ -156,6 +168,9 @@ async def _wait_for_process(
         _check_identity(process, answer)
         if answer is not None and answer["state"] != "unformed":
             return
+        for other in others if answer is not None else ():
+            if other.name in started and started[other.name].poll() is not None:
+                raise _failure(data_dir, other, "ended at its start", ExitCode.REFUSED)
         if time.monotonic() > deadline:
             what = "doesn't answer" if answer is None else "waits for the other replicas"
             raise _failure(data_dir, process, what, ExitCode.UNAVAILABLE)

@@ -59,6 +59,8 @@ _COMMANDS = {
     "health": ("raftkv.cli.daemon_health", "health", "Ask one daemon whether it is well."),
     "local": ("raftkv.cli.local", "local", "Start, stop and look at a whole cluster on this machine."),
     "bench": ("raftkv.cli.bench", "bench", "Load a running cluster; report throughput and latency."),
+    "top": ("raftkv.cli.top", "top", "Watch a cluster live: leaders, lag, rates, shards, moves, transactions."),
+    "completion": ("raftkv.cli.completion", "completion", "Print a script that completes all of this in a shell."),
     "sim": ("raftkv.cli.verification", "sim", "Run the real daemons in a simulated world, one history a seed."),
     "check": ("raftkv.cli.verification", "check", "Check a history of what clients saw: is it linearizable?"),
     "ctl": ("", "", "Shard map and health: Join, Leave, Move, Query, Status (the same as raftkv-ctl)."),
@@ -66,11 +68,24 @@ _COMMANDS = {
 }
 
 
+_HELP = """A sharded, replicated, linearizable key-value store.
+
+\b
+  raftkv local up                         a whole cluster on this machine
+  raftkv-kv put greeting hello            or raftkv kv put greeting hello
+  raftkv-ctl status                       or raftkv ctl status
+  raftkv top                              watch it
+  raftkv bench --scenario put --clients 32
+"""
+
+
 def _root() -> click.Group:
     """The root group; a sub-command's module is imported when that sub-command is asked for."""
     from importlib import import_module
 
     import click
+
+    from raftkv.cli import config_file
 
     class LazyGroup(click.Group):
         """A group whose sub-commands live in modules that are not imported yet."""
@@ -92,12 +107,33 @@ def _root() -> click.Group:
             with formatter.section("Commands"):
                 formatter.write_dl([(name, row[2]) for name, row in _COMMANDS.items()])
 
+    def read_config() -> None:
+        context = click.get_current_context()
+        context.obj = config_file.load(os.environ)
+        context.default_map = context.obj.click_defaults()
+
     root = LazyGroup(
         name="raftkv",
-        help="A sharded, replicated, linearizable key-value store. Begin with `raftkv local up`.",
+        callback=read_config,
+        help=_HELP,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     return click.version_option(package_name="raftkv", prog_name="raftkv")(root)
+
+
+def _place_in_config(error: click.UsageError) -> str:
+    """File and key of a value that a command doesn't take; empty if it came from somewhere else."""
+    from click import BadParameter
+    from click.core import ParameterSource
+
+    from raftkv.cli import config_file
+
+    if not isinstance(error, BadParameter) or error.ctx is None or error.param is None or error.param.name is None:
+        return ""
+    if error.ctx.get_parameter_source(error.param.name) is not ParameterSource.DEFAULT_MAP:
+        return ""
+    daemon = error.ctx.info_name in config_file.DAEMONS
+    return config_file.where(error.ctx.find_root().obj, daemon, error.param.name)
 
 
 def _run_click(arguments: Sequence[str]) -> int:
@@ -116,6 +152,10 @@ def _run_click(arguments: Sequence[str]) -> int:
         return ExitCode.USAGE
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "raftkv"
+        place = _place_in_config(error)
+        if place:
+            note(f"{path}: {place}: {error.message}")
+            return ExitCode.USAGE
         note(f"{path}: {error.format_message()} (see `{path} --help`)")
         return ExitCode.USAGE
     except UsageError as error:

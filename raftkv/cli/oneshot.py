@@ -6,6 +6,7 @@ Starts fast: imports neither prompt_toolkit nor rich nor anything of the servers
 from __future__ import annotations
 
 import asyncio
+import re
 
 from raftkv.cli.command_table import Call
 from raftkv.cli.exit_codes import ExitCode, describe, exit_code_of
@@ -48,7 +49,8 @@ def complaint(session: Session, call: Call | None, error: Exception) -> str:
     text = describe(error, controllers=session.settings.controllers)
     if call is None or text.startswith(call.command.name):
         return text
-    return f"{call}: {text}"
+    said = re.match(rf"{call.command.name}(?: '[^']*')?: ", text, re.IGNORECASE)  # the SDK names the request, too
+    return f"{call}: {text[said.end() :] if said else text}"
 
 
 def interrupted(session: Session, call: Call) -> str:
@@ -64,6 +66,7 @@ def interrupted(session: Session, call: Call) -> str:
     if call.command.writes and session.unsettled_at_interrupt:
         if call.command.name == "Commit":
             txid = session.unsettled_at_interrupt[0].split()[-1]
-            return f"{call}: interrupted; it was sent and may be committed, or may still be: `Txn status {txid}` tells"
+            settle = f"`Txn resolve {txid}` settles it"
+            return f"{call}: interrupted; it was sent and may be committed, or may still be: {settle}"
         return f"{call}: interrupted; it was sent and may have applied, or may still: read before you try again"
     return f"{call}: interrupted; nothing was changed"

@@ -116,7 +116,8 @@ def waiting_moves(
             reason = _reason(owner, states, leading)
             waiting.append(MoveHealth(shard, holder, owner, past.since[shard], "waiting", 0, None, reason))
     _complain_of_waiting(latest, waiting, problems)
-    _complain_of_silent(past, states, sorted(set(lacking) - {move.shard for move in waiting}), problems)
+    unknown = sorted(set(lacking) - {move.shard for move in waiting})
+    _complain_of_silent(latest, past, states, unknown, problems)
     return waiting
 
 
@@ -144,17 +145,23 @@ def _name(shards: Sequence[int]) -> str:
     return f"shard{'' if len(shards) == 1 else 's'} {ranges(shards)}"
 
 
-def _complain_of_silent(past: Past, states: States, unknown: Sequence[int], problems: list[str]) -> None:
-    """Shards that nobody holds who answers, though an earlier owner that doesn't answer may."""
-    together: dict[int, list[int]] = {}
+def _complain_of_silent(
+    latest: ShardMap, past: Past, states: States, unknown: Sequence[int], problems: list[str]
+) -> None:
+    """Shards that nobody holds who answers, though an earlier owner that doesn't answer may; the owner first, if it is
+    silent too: it is the one that most likely has them."""
+    together: dict[tuple[int, int], list[int]] = {}
     for shard in unknown:
         silent = next((gid for gid in past.owners[shard] if gid not in states), None)
         if silent is not None:
-            together.setdefault(silent, []).append(shard)
-    for gid, shards in sorted(together.items()):
-        problems.append(
-            f"{_name(shards)}: group {gid}, an earlier owner, may hold what is missing, and does not answer"
-        )
+            owner = latest.owner(shard)
+            together.setdefault((0 if owner in states else owner, silent), []).append(shard)
+    for (owner, gid), shards in sorted(together.items()):
+        if owner:
+            why = f"group {owner}, the owner, does not answer; nor does group {gid}, an earlier one that may hold them"
+        else:
+            why = f"group {gid}, an earlier owner, may hold what is missing, and does not answer"
+        problems.append(f"{_name(shards)}: {why}")
     if unknown and not past.is_whole:
         problems.append(
             f"{_name(unknown)}: no group is known to hold what is missing; only the owners of the last {LOOK_BACK_MAX} "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from raftkv.cli.exit_codes import ExitCode, LocalFailure, one_line
 from raftkv.cli.results import (
@@ -49,6 +49,7 @@ class Printer:
         self.output = output
         self.nil = nil  # the REPL shows a missing key as (nil)
         self._stream = stream
+        self._colours = colours_wanted(stream, os.environ)
 
     async def show(self, result: Result, output: str | None = None) -> ExitCode:
         """Print and flush one result; the exit code that it stands for. Raises OutputClosed, LocalFailure."""
@@ -105,7 +106,10 @@ class Printer:
         elif isinstance(result, Transactions):
             self._line("\n".join(_transaction_lines(result)).encode())
         else:
-            self._line("\n".join(_health_lines(result)).encode())
+            lines = _health_lines(result)
+            if form == "table" and self._colours:
+                lines = [_coloured(line) for line in lines]
+            self._line("\n".join(lines).encode())
 
     async def _pairs(self, result: Pairs, form: str) -> None:
         """Keys and values as they come."""
@@ -122,6 +126,15 @@ class Printer:
             self._stream.write(data + b"\n")
         except OSError as error:
             raise _cannot_write(error) from None
+
+    @property
+    def stream(self) -> BinaryIO:
+        """Where it prints."""
+        return self._stream
+
+    def onto(self, stream: BinaryIO, output: str) -> Printer:
+        """Another one that prints to `stream`, in that form."""
+        return Printer(output, stream, nil=self.nil)
 
 
 def _cannot_write(error: OSError) -> Exception:
@@ -278,6 +291,22 @@ def _health_lines(health: ClusterHealth) -> list[str]:
     else:
         lines.append("healthy")
     return lines
+
+
+_COLOURS = {"down": 31, "UNHEALTHY:": 31, "unformed": 33, "waiting": 33, "arriving": 33, "healthy": 32, "leader": 1}
+"""Escape codes of lines by what stands in them."""
+
+
+def _coloured(line: str) -> str:
+    """A line of Status, the whole of it in the colour of its state; after `UNHEALTHY:` anything may stand."""
+    words = line.split()
+    found = words[0] if words[:1] == ["UNHEALTHY:"] else next((word for word in words if word in _COLOURS), None)
+    return line if found is None else f"\x1b[{_COLOURS[found]}m{line}\x1b[0m"
+
+
+def colours_wanted(stream: IO[Any], environment: Mapping[str, str]) -> bool:
+    """Whether it is a terminal that can show them, and nobody has said NO_COLOR (no-color.org)."""
+    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM", "dumb") != "dumb"
 
 
 def _transactions_object(result: Transactions) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from raftkv.cli import interrupts
+from raftkv.cli import config_file, interrupts
 from raftkv.cli.command_table import (
     Argument,
     Call,
@@ -26,6 +26,7 @@ from raftkv.cli.command_table import (
     parse_count,
     parse_seconds,
 )
+from raftkv.cli.confirmation import ask_once
 from raftkv.cli.exit_codes import ExitCode, UsageError
 from raftkv.cli.oneshot import LeaveShell, run_one
 from raftkv.cli.printers import OUTPUTS, OutputClosed, Printer, note, settle_stdout
@@ -47,17 +48,26 @@ def _parse_output(text: str) -> str:
 OPTIONS = (
     Option(
         ("--controllers", "--ctrl-peers"),
-        "where the controllers are; default: the cluster of `raftkv local up`",
+        "where the controllers are",
         parse_controllers,
         "HOST:PORT,…",
+        "the cluster of `raftkv local up`",
         program_only=True,
     ),
-    Option(("-o", "--output"), "plain, json or table; plain away from a terminal", _parse_output, "FORM"),
+    Option(
+        ("-o", "--output"),
+        "plain, json or table",
+        _parse_output,
+        "FORM",
+        "table on a terminal, plain elsewhere",
+        choices=OUTPUTS,
+    ),
     Option(
         ("--timeout",),
-        f"how long a command may take; default {TIMEOUT_S_DEFAULT:g}",
+        "how long a command may take",
         parse_seconds,
         "SECONDS",
+        f"{TIMEOUT_S_DEFAULT:g}",
     ),
     Option(
         ("--keep-going",),
@@ -69,6 +79,7 @@ OPTIONS = (
         "script: that many commands on single keys in flight, output in order",
         partial(parse_count, most=WINDOW_MAX),
         "N",
+        "1",
         program_only=True,
     ),
     *(Option((name,), text, str, "FILE", program_only=True) for name, text in TLS_OPTIONS.items()),
@@ -88,6 +99,24 @@ _ABOUT = {
     ),
 }
 
+_EXAMPLES = {
+    "raftkv-kv": (
+        "raftkv-kv put greeting 'hello, world'",
+        "raftkv-kv get greeting",
+        "raftkv-kv scan user: --limit 10 -o json",
+        "raftkv-kv --controllers 10.0.0.1:7000,10.0.0.2:7000 --timeout 2 get greeting",
+        "raftkv-kv --pipeline 64 < commands.txt",
+        "raftkv-kv                               # a shell; `help` lists the commands there",
+    ),
+    "raftkv-ctl": (
+        "raftkv-ctl status",
+        "raftkv-ctl query -o json",
+        "raftkv-ctl join 3:10.0.0.7:7100,10.0.0.8:7100,10.0.0.9:7100",
+        "raftkv-ctl leave 3",
+        "raftkv-ctl --controllers 10.0.0.1:7000,10.0.0.2:7000 --timeout 60 wait",
+    ),
+}
+
 
 def command_table(program: str) -> CommandTable:
     """The commands of `raftkv-kv` or `raftkv-ctl`."""
@@ -104,10 +133,16 @@ def command_table(program: str) -> CommandTable:
         raise LeaveShell
 
     common = (
-        Command("Help", "this list, or help on COMMAND", show_help, (Argument("COMMAND", required=False),)),
-        Command("Exit", "leave (as Ctrl-D does)", leave),
+        Command(
+            "Help",
+            "this list, or help on COMMAND",
+            show_help,
+            (Argument("COMMAND", required=False, completes="commands"),),
+            examples=("Help", f"Help {own[0].name}"),
+        ),
+        Command("Exit", "leave (as Ctrl-D does)", leave, examples=("Exit",)),
     )
-    table = CommandTable(program, _ABOUT[program], (*own, *common), OPTIONS)
+    table = CommandTable(program, _ABOUT[program], (*own, *common), OPTIONS, _EXAMPLES[program])
     return table
 
 
@@ -144,6 +179,8 @@ def _run(program: str, arguments: Sequence[str], environment: Mapping[str, str])
         sys.stdout.buffer.write(help_text(table, parsed.command).encode() + b"\n")
         sys.stdout.buffer.flush()
         return ExitCode.DONE
+    for key, value in config_file.load(environment).client.items():
+        parsed.options.setdefault(key, value)
     settings = Settings(
         program,
         _controllers(parsed),
@@ -154,7 +191,11 @@ def _run(program: str, arguments: Sequence[str], environment: Mapping[str, str])
     session = Session(settings, SdkConnector(client_ssl(*files)))
     out = sys.stdout.buffer
     if parsed.command is not None:
-        call = with_values(parsed.call(), on_a_line=False)
+        call = parsed.call()
+        if not ask_once(call):
+            note(f"{program}: {call}: not confirmed; nothing was changed")
+            return ExitCode.REFUSED
+        call = with_values(call, on_a_line=False)
         one = run_one(session, Printer(settings.output, out), call)
         return interrupts.run(one, session.interrupt)
     if sys.stdin is not None and sys.stdin.isatty():

@@ -26,6 +26,12 @@ class _Bar(AbstractContextManager[Show]):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
+        class Steady(Console):
+            """Leaves the cursor shown: a second Ctrl-C ends the program at once, and nobody would show it again."""
+
+            def show_cursor(self, show: bool = True) -> bool:
+                return False
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -33,7 +39,7 @@ class _Bar(AbstractContextManager[Show]):
             TextColumn("{task.fields[text]}"),
         )
         self._progress = Progress(
-            *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+            *columns, console=Steady(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
         )
         self._task = self._progress.add_task(what, total=total, text="")
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raftkv.cli.command_table import Call, CommandTable, parse
+from raftkv.cli.confirmation import require_yes
 from raftkv.cli.exit_codes import ExitCode, UsageError, exit_code_of
 from raftkv.cli.lines import LineReader, LineTooLong
 from raftkv.cli.oneshot import LeaveShell, complaint, interrupted
@@ -149,6 +150,7 @@ class Script:
             if parsed.command is None:
                 raise UsageError(f"no command on the line: {show_word(line.strip())}")
             call = with_values(parsed.call(), on_a_line=True)
+            require_yes(call)
         except (WordError, UsageError) as error:
             self._fail(UsageError(str(error)))
             return

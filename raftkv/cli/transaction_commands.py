@@ -1,4 +1,4 @@
-"""The commands of `raftkv-kv` around a transaction: Begin, Commit, Abort, Lock, Txn status.
+"""The commands of `raftkv-kv` around a transaction: Begin, Commit, Abort, Lock, Txn.
 
 What stands between Begin and Commit belongs to the session's transaction, also when that has been aborted meanwhile: a
 line of it must never be carried out by itself. Only Commit and Abort end it.
@@ -65,17 +65,20 @@ async def lock(session: Session, call: Call) -> Result:
 
 
 async def txn(session: Session, call: Call) -> Result:
-    """What became of a transaction."""
+    """What became of a transaction; or see to it that something has."""
     word, text = call.words
-    if word.lower() != b"status":
-        raise UsageError(f"Txn {show_word(word)}: there is Txn status TXID only")
+    question = word.decode("utf-8", "replace").lower()
+    if question not in ("status", "resolve"):
+        raise UsageError(f"Txn {show_word(word)}: there are Txn status TXID and Txn resolve TXID")
     try:
         txid = bytes.fromhex(text.decode("ascii"))
     except ValueError:
         txid = b""
     if len(txid) != 16 or len(text) != 32:
-        raise UsageError(f"Txn status: {show_word(text)} is not a TXID: 32 hexadecimal digits, as Begin prints them")
-    state = str(await session.kv(call.options).txn_status(txid))
+        what = f"{show_word(text)} is not a TXID: 32 hexadecimal digits, as Begin prints them"
+        raise UsageError(f"Txn {question}: {what}")
+    client = session.kv(call.options)
+    state = str(await (client.resolve_txn(txid) if question == "resolve" else client.txn_status(txid)))
     return Done({"txid": txid.hex(), "state": state}, state)
 
 
@@ -98,8 +101,8 @@ TRANSACTION_COMMANDS = (
         "do everything since Begin at one instant, or nothing",
         commit,
         details=(
-            "Exit code 7: others changed or hold keys that it used; nothing was written, run it again.\n"
-            "Exit code 6: nobody could say; `Txn status TXID` tells later, and it must not be run again before."
+            "Exit code 7: somebody else was first with a key that it used; nothing was written, run it again.\n"
+            "Exit code 6: nobody could say; `Txn resolve TXID` settles it; it must not be run again before."
         ),
         examples=("Commit",),
         writes=True,
@@ -114,7 +117,7 @@ TRANSACTION_COMMANDS = (
         "Lock",
         "in a transaction: keep others from writing KEYs until it ends",
         lock,
-        (Argument("KEY", many=True),),
+        (Argument("KEY", many=True, completes="keys"),),
         details=(
             "Waits for whoever holds them; of two transactions that wait for each other the younger one is aborted.\n"
             "Others may still read them. The locks of a client that dies end by themselves within seconds."
@@ -125,11 +128,16 @@ TRANSACTION_COMMANDS = (
         "Txn",
         "print what became of a transaction: committed, aborted, pending, expired or unknown",
         txn,
-        (Argument("status"), Argument("TXID")),
+        (Argument("status|resolve", choices=("status", "resolve")), Argument("TXID", completes="txids")),
         details=(
-            "pending: not decided yet. expired: so old that it may have been forgotten.\n"
-            "unknown: no server has heard of it; it may be open still."
+            "status only asks. pending: not decided yet. expired: so old that it may have been forgotten.\n"
+            "unknown: no server has heard of it; it may be open still.\n"
+            "resolve, after exit code 6: committed or aborted, from now on for ever. What nobody has committed is\n"
+            "given up, also while its client is alive."
         ),
-        examples=("Txn status 0000000002faf080c2ce6f447ed4d57b",),
+        examples=(
+            "Txn status 0000000002faf080c2ce6f447ed4d57b",
+            "Txn resolve 0000000002faf080c2ce6f447ed4d57b",
+        ),
     ),
 )

@@ -24,6 +24,10 @@ class WordError(ValueError):
     """The line can't be split into words; str() is one human line with the column (from 1)."""
 
 
+class UnfinishedQuote(WordError):
+    """A quote is open at the end of the line: more of it may follow on the next."""
+
+
 class Word(NamedTuple):
     """One word. A quoted one is never taken for an option."""
 
@@ -64,13 +68,13 @@ def _quoted(line: bytes, start: int) -> tuple[bytes, int]:
     if line[start] == ord("'"):
         close = line.find(b"'", start + 1)
         if close < 0:
-            raise WordError(f"column {start + 1}: this quote is never closed")
+            raise UnfinishedQuote(f"column {start + 1}: this quote is never closed")
         return line[start + 1 : close], close + 1
     close = _after(_IN_DOUBLE_QUOTES, line, start + 1)
     if line[close : close + 1] == b'"':
         return _unescape(line[start + 1 : close]), close + 1
     if close == len(line):
-        raise WordError(f"column {start + 1}: this quote is never closed")
+        raise UnfinishedQuote(f"column {start + 1}: this quote is never closed")
     kind = line[close + 1 : close + 2]  # after a backslash that begins no escape
     if kind == b"x":
         raise WordError(f"column {close + 1}: \\x needs two hexadecimal digits")

@@ -14,6 +14,7 @@ from typing import Any
 from raftkv.client.calls import Route
 from raftkv.client.cluster import Cluster, bad_reply, result_of
 from raftkv.client.retry import Call
+from raftkv.client.txn_status import coordinators_of, resolve_at
 from raftkv.machines.txn_commands import TXN_COMMIT
 from raftkv.protocol.errors import (
     Aborted,
@@ -102,11 +103,7 @@ class Commit:
                 f"{self._call.what}: its keys are at several groups, and no coordinator is registered; nothing was "
                 "written; start some with `raftkv coordinator`"
             )
-        return self._one_of(gids)
-
-    def _one_of(self, gids: list[int]) -> int:
-        """All attempts must go to the same group of coordinators."""
-        return gids[self._txid[-1] % len(gids)]
+        return coordinators_of(self._txid, gids)
 
     async def _coordinators_route(self, call: Call) -> Route:
         assert self._coordinators is not None
@@ -132,9 +129,8 @@ class Commit:
                 gids = await self._cluster.router.find_coordinators(call)
                 if not gids:
                     raise CommitUnknown(self._txid, f"{problem}; no coordinator is registered that could find out")
-                self._coordinators = self._one_of(gids)
-            body = [CoordinateOp.RESOLVE, self._txid, self._shards]
-            state = await self._cluster.caller.ask(call, self._coordinators_route, Verb.COORDINATE, body, _resolved)
+                self._coordinators = coordinators_of(self._txid, gids)
+            state = await resolve_at(self._cluster, call, self._coordinators, self._txid, self._shards)
         except CommitUnknown:
             raise
         except RaftKVError as error:
@@ -145,22 +141,15 @@ class Commit:
 
 
 def _committed(body: Any) -> None:
-    state = _state(body, "a commit")
+    state = _state(body)
     if state == State.ABORTED:
         raise Aborted("the coordinators gave it up")
     if state != State.COMMITTED:
         raise bad_reply("a commit")
 
 
-def _resolved(body: Any) -> State:
-    state = _state(body, "the question how a transaction ended")
-    if state not in (State.COMMITTED, State.ABORTED):
-        raise Expired("nobody knows any more")
-    return state
-
-
-def _state(body: Any, to: str) -> State:
+def _state(body: Any) -> State:
     try:
         return decode_state_reply(body)
     except Malformed:
-        raise bad_reply(to) from None
+        raise bad_reply("a commit") from None

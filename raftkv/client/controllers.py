@@ -188,6 +188,10 @@ class Controllers:
         call = self._cluster.call("query")
         return (await self._cluster.router.fetch(call, LATEST if num is None else num)).shard_map
 
+    async def wait_beyond(self, num: int) -> ShardMap:
+        """The latest configuration: at once if its number is above `num`, else when one is made or a second is over."""
+        return (await self._cluster.router.fetch_beyond(self._cluster.call("query"), num)).shard_map
+
     async def coordinators(self) -> dict[int, tuple[str, ...]]:
         """The addresses of each group of coordinators that has registered, by gid."""
         call = self._cluster.call("query")

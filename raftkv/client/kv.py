@@ -180,6 +180,16 @@ class RaftKV:
 
         return await txn_status(self._cluster, self._read, txid)
 
+    async def resolve_txn(self, txid: bytes) -> TxnStatus:
+        """After CommitUnknown: see to it that a transaction is committed or aborted for ever, and say which.
+
+        One that nobody has committed yet is given up, also if its client is alive. Every shard has to answer. Raise
+        Expired if it is so old that nobody knows any more, Unavailable if no coordinator is registered, Timeout.
+        """
+        from raftkv.client.txn_status import resolve_txn
+
+        return await resolve_txn(self._cluster, txid)
+
     @property
     def retries(self) -> int:
         """How often this client has sent a request again, or asked another server, since it was made."""

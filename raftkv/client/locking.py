@@ -18,7 +18,7 @@ from raftkv.protocol.errors import Aborted, RaftKVError, WrongGroup
 from raftkv.protocol.frames import encode_body
 from raftkv.protocol.messages import Verb
 
-BEAT_S = 3.0
+BEAT_S = 2.0
 """A third of what a group waits for the next one."""
 WAITING_BEAT_S = 0.5
 """While it waits for a lock: whoever waits for one of its own may be older, and takes it; then its waiting is over."""

@@ -33,6 +33,9 @@ NO_WAIT = -1
 OWNERLESS_POLL_MS = 1_000
 """How long a controller may hold back its answer while there is no group to go to."""
 
+ANSWER_S = 0.1
+"""How long before an attempt ends a held back answer must be on its way."""
+
 REFRESH_S_MIN = 0.5
 """A refusal that the map can't explain (a group behind it) makes us look at most so often."""
 
@@ -201,6 +204,12 @@ class Router:
         """Configuration `num` from a controller, past the cache. Raise NoSuchConfig too."""
         return await self._caller.ask(call, self.controllers_route, Verb.CONFIG, [num, NO_WAIT, 0], _fetched)
 
+    async def fetch_beyond(self, call: Call, num: int) -> Fetched:
+        """The latest, from a controller, which holds its answer back for a while if there is none above `num`."""
+        wait_ms = int(1000 * (call.attempt_s(asyncio.get_running_loop().time()) - ANSWER_S))
+        body = [LATEST, num, max(0, wait_ms)]
+        return await self._caller.ask(call, self.controllers_route, Verb.CONFIG, body, _fetched)
+
     async def close(self) -> None:
         if self._freshening is not None:
             self._freshening.cancel()
@@ -236,7 +245,8 @@ class Router:
             return
         call.unreached.clear()
         call.last_error = None  # it has been heard
-        call.silent_gid = group.gid
+        if holder is None or not call.silent_gid:  # the owner is named, rather than who may have had it before
+            call.silent_gid = group.gid
         self._holders.pop(shard, None)
         await self._look_back(call, shard, group.gid)
 
@@ -300,7 +310,7 @@ class Router:
     async def _fetch(self, call: Call, wait_after: int, wait_ms: int) -> ShardMap:
         loop = asyncio.get_running_loop()
         errand = call.errand("the shard map")
-        wait_ms = max(0, min(wait_ms, int(1000 * (errand.attempt_s(loop.time()) - 0.1))))
+        wait_ms = max(0, min(wait_ms, int(1000 * (errand.attempt_s(loop.time()) - ANSWER_S))))
         body = [LATEST, wait_after if wait_ms else NO_WAIT, wait_ms]
         asked_at = loop.time()
         try:

@@ -187,6 +187,10 @@ class SyncRaftKV:
         """As `RaftKV.txn_status`."""
         return self._runner.run(self._kv.txn_status(txid))
 
+    def resolve_txn(self, txid: bytes) -> TxnStatus:
+        """As `RaftKV.resolve_txn`."""
+        return self._runner.run(self._kv.resolve_txn(txid))
+
     def close(self) -> None:
         """Close the connections; the object can't be used any more."""
         self._runner.close()

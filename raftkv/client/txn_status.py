@@ -1,10 +1,11 @@
 """What became of a transaction: the coordinators are asked, and, when none of them knows it, every shard.
 
-Asking changes nothing: what is open may be committed a moment later.
+Asking changes nothing: what is open may be committed a moment later. Resolving does: afterwards it can't.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from raftkv.client.cluster import Cluster, bad_reply
 from raftkv.client.retry import Call
 from raftkv.client.tasks import gather_ordered
 from raftkv.machines.txn_commands import is_txid, txid_ms
-from raftkv.protocol.errors import BadRequest, Malformed, RaftKVError
+from raftkv.protocol.errors import BadRequest, Expired, Malformed, RaftKVError, Unavailable
 from raftkv.protocol.messages import ReadOp, Verb
 from raftkv.protocol.transactions import CoordinateOp, State, decode_state_reply
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from raftkv.client.transactions import ReadAt
 
 SHARDS_AT_ONCE = 16
+NO_TXID = "a transaction id is 16 bytes, the first half of them a time"
 
 LIFETIME_MS = 3_600_000
 """Of map time: so long a transaction's outcome is kept at least."""
@@ -40,25 +42,62 @@ _BY_STATE = {
     State.COMMITTED: TxnStatus.COMMITTED,
     State.ABORTED: TxnStatus.ABORTED,
     State.BEGUN: TxnStatus.PENDING,
+    State.EXPIRED: TxnStatus.EXPIRED,
 }
 
 
 async def txn_status(cluster: Cluster, read: ReadAt, txid: bytes) -> TxnStatus:
     """See `RaftKV.txn_status`. Raise BadRequest, and Timeout if somebody who may know it doesn't answer."""
     if not is_txid(txid):
-        raise BadRequest("a transaction id is 16 bytes, the first half of them a time")
+        raise BadRequest(NO_TXID)
     call = cluster.call("status of a transaction")
     expired = False
     for gid in await cluster.router.find_coordinators(call):
         state = await _ask_coordinators(cluster, gid, txid)
-        if state in _BY_STATE:
+        if state == State.EXPIRED:
+            expired = True
+        elif state in _BY_STATE:
             return _BY_STATE[state]
-        expired |= state == State.EXPIRED
     found = await _ask_shards(cluster, read, txid, (await cluster.router.shard_map(call)).shards)
     if found is not None:
         return found
     expired |= txid_ms(txid) < cluster.router.map_time_ms - LIFETIME_MS
     return TxnStatus.EXPIRED if expired else TxnStatus.UNKNOWN
+
+
+async def resolve_txn(cluster: Cluster, txid: bytes) -> TxnStatus:
+    """See `RaftKV.resolve_txn`: COMMITTED or ABORTED."""
+    if not is_txid(txid):
+        raise BadRequest(NO_TXID)
+    call = cluster.caller.call(f"outcome of transaction {txid.hex()}", None, is_write=True, timeout_s=cluster.timeout_s)
+    gids = await cluster.router.find_coordinators(call)
+    if not gids:
+        raise Unavailable("no coordinator is registered that could find out; start some with `raftkv coordinator`")
+    shards = (await cluster.router.shard_map(call)).shards
+    state = await resolve_at(cluster, call, coordinators_of(txid, gids), txid, range(shards))
+    return _BY_STATE[state]
+
+
+def coordinators_of(txid: bytes, gids: Sequence[int]) -> int:
+    """Which of several groups of coordinators a transaction belongs to: all that is asked about it must go there."""
+    return gids[txid[-1] % len(gids)]
+
+
+async def resolve_at(cluster: Cluster, call: Call, gid: int, txid: bytes, shards: Sequence[int]) -> State:
+    """COMMITTED or ABORTED, for ever, once the coordinators have found out. Raise Expired if nobody knows any more."""
+
+    async def route(call: Call) -> Route:
+        return await cluster.router.coordinators_route(call, gid)
+
+    body = [CoordinateOp.RESOLVE, txid, list(shards)]
+    return await cluster.caller.ask(call, route, Verb.COORDINATE, body, _resolved)
+
+
+def _resolved(body: Any) -> State:
+    state = _state(body)
+    if state not in (State.COMMITTED, State.ABORTED):
+        raise Expired("nobody knows any more")
+    return state
 
 
 async def _ask_coordinators(cluster: Cluster, gid: int, txid: bytes) -> State:
@@ -87,7 +126,8 @@ async def _ask_shards(cluster: Cluster, read: ReadAt, txid: bytes, shards: int) 
     for outcome in outcomes:
         if isinstance(outcome, RaftKVError):
             raise outcome
-    return next((known for known in (TxnStatus.ABORTED, TxnStatus.PENDING) if known in outcomes), None)
+    ranked = (TxnStatus.ABORTED, TxnStatus.PENDING, TxnStatus.EXPIRED)
+    return next((known for known in ranked if known in outcomes), None)
 
 
 def _state(body: Any) -> State:

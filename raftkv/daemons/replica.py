@@ -562,7 +562,8 @@ class Replica:
     def _peer_regressed(self, action: act.PeerRegressed) -> None:
         reason = (
             f"its log ends at {action.last_index}, but it had acknowledged {action.acked_index}: "
-            "an old data directory was brought back, or its disk lost fsynced data"
+            "an old data directory was brought back, or its disk lost fsynced data; when its own is back, restart the "
+            "leader too, which goes on refusing it until then"
         )
         log.error("%s: replica %d must be replaced: %s", self.name, action.peer, reason)
         self.on_regressed(action.peer, reason)

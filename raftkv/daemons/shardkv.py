@@ -18,7 +18,7 @@ from raftkv.daemons.lock_waits import LockWaits
 from raftkv.daemons.map_follower import MapFollower
 from raftkv.daemons.migration import Migrations
 from raftkv.daemons.options import DaemonOptions
-from raftkv.daemons.replica import Replica
+from raftkv.daemons.replica import Deliver, Replica
 from raftkv.daemons.service import Session, Verb
 from raftkv.daemons.tasks import Tasks
 from raftkv.machines import moves as op
@@ -239,13 +239,34 @@ class ShardKvRole:
             replica.submit(msgpack.packb(time), time, _ignore, None)
         if op == TXN_LOCK:
             replica.submit(raw, command, self._lock_answered, (session, request_id, raw, command, 0.0))
-        elif op in _PLACES:
-            before, after = _PLACES[op]
-            answer = partial(self._committed, session) if op == TXN_COMMIT else session.deliver
-            deliver = partial(self._failpoints.pass_by, after, answer)
-            self._failpoints.pass_by(before, replica.submit, raw, command, deliver, request_id)
+        elif op == TXN_COMMIT:
+            self._commit((session, request_id, raw, command, 0.0))
         else:
-            replica.submit(raw, command, session.deliver, request_id)
+            self._submit_txn(op, raw, command, session.deliver, request_id)
+
+    def _submit_txn(self, op: int, raw: bytes, command: Command, answer: Deliver, token: Any) -> None:
+        before, after = _PLACES.get(op, (None, None))
+        if before is None or after is None:
+            self._ready().submit(raw, command, answer, token)
+        else:
+            deliver = partial(self._failpoints.pass_by, after, answer)
+            self._failpoints.pass_by(before, self._ready().submit, raw, command, deliver, token)
+
+    def _commit(self, writing: Writing) -> None:
+        """Not while one of its keys waits for the decision on another transaction, like a plain operation: that may be
+        the client's own one before, committed as it knows, of which this group hasn't heard yet. It holds nothing
+        meanwhile, so nobody waits for it; whoever has waited long enough gets the log's answer."""
+        session, request_id, raw, command, deadline_s = writing
+        if session.closed:
+            return
+        submit = partial(self._submit_txn, TXN_COMMIT, raw, command, partial(self._committed, session), request_id)
+        holder = self.machine.commit_blocked_by(command)
+        if holder is None:
+            submit()
+            return
+        deadline_s = deadline_s or self._waits.deadline_s()
+        again = partial(self._commit, (session, request_id, raw, command, deadline_s))
+        self._waits.wait((*holder, "commit"), deadline_s, partial(self.machine.is_prepared, *holder), again, submit)
 
     def _committed(self, session: Session, request_id: int, result: Any) -> None:
         self.count_commit(result)
@@ -383,8 +404,10 @@ def _scan(machine: KvMachine, engine: StorageEngine, request: ScanBody) -> Any:
 
 def _outcome(machine: KvMachine, engine: StorageEngine, request: OutcomeBody) -> Any:
     outcome = machine.outcome(engine, request.shard, request.txid)
+    if outcome is None and machine.holds_locks(request.shard, request.txid):
+        return [int(State.BEGUN), 0]
     if outcome is None:
-        return [int(State.BEGUN), 0] if machine.holds_locks(request.shard, request.txid) else None
+        return [int(State.EXPIRED), 0] if machine.is_expired(request.shard, request.txid) else None
     return [int(State.COMMITTED if outcome.committed else State.ABORTED), outcome.revision]
 
 

@@ -272,6 +272,10 @@ class KvMachine(SessionedMachine):
             raise self.wrong_group(shard)
         return self._participants.outcome(engine, here, txid)
 
+    def is_expired(self, shard: int, txid: bytes) -> bool:
+        """Whether a transaction that has left nothing in the shard, which is served here, may have been forgotten."""
+        return self._participants.is_expired(self._serving[shard], txid)
+
     def check(self, engine: StorageEngine, shard: int, keys: Sequence[bytes]) -> list[int]:
         """The keys' versions, all of one state. Raise WrongGroup unless the shard is served here, Locked while a
         prepared transaction writes one of them."""
@@ -286,6 +290,10 @@ class KvMachine(SessionedMachine):
         """Whether the transaction holds any lock in a shard that is served here."""
         here = self._serving.get(shard)
         return here is not None and (txid in here.locks.prepared or txid in here.locks.held)
+
+    def commit_blocked_by(self, command: Command) -> tuple[int, bytes] | None:
+        """(shard, txid) of another transaction, prepared here, that holds a key which this TXN_COMMIT uses; or None."""
+        return self._participants.awaited_by(command)
 
     def writer_blocked_by(self, shard: int, key: bytes) -> bytes | None:
         """The transaction that keeps plain writes to the key out; None too if the shard isn't served here."""

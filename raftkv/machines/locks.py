@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from raftkv.machines.shards import Shard
     from raftkv.storage.engine import Overlay, StorageEngine
 
-LOCK_MS: Final = 10_000
+LOCK_MS: Final = 6_000
 """How long, of map time, an explicit lock outlives its client's last heartbeat."""
 
 _FORMAT: Final = 0

@@ -118,6 +118,10 @@ class Participants:
 
     # ---- what a shell asks
 
+    def is_expired(self, shard: Shard, txid: bytes) -> bool:
+        """Whether a txid that has left nothing in the shard may have been forgotten: nothing of it is done any more."""
+        return txid_ms(txid) < max(self._horizon_ms, shard.stamp_floor_ms)
+
     def outcome(self, view: Overlay | StorageEngine, shard: Shard, txid: bytes) -> Outcome | None:
         row = view.get(outcome_key(shard, txid))
         return None if row is None else unpack_outcome(row)
@@ -139,9 +143,24 @@ class Participants:
                 keys = sorted({*prepared.reads, *(key for key, _ in prepared.writes)})
                 found.append((txid, number, "prepared", keys[:at_most], self._map_time_ms - prepared.since_ms))
             for txid, held in shard.locks.held.items():
-                age_ms = max(0, self._map_time_ms - txid_ms(txid))
-                found.append((txid, number, "explicit", sorted(held)[:at_most], age_ms))
+                keys = sorted(held)
+                age_ms = max(0, self._map_time_ms - txid_ms(shard.locks.explicit[keys[0]].age))
+                found.append((txid, number, "explicit", keys[:at_most], age_ms))
         return found[:at_most]
+
+    def awaited_by(self, command: Command) -> tuple[int, bytes] | None:
+        """(shard, txid) of a prepared transaction, not yet decided here, with which a TXN_COMMIT would conflict."""
+        _, txid, parts = command
+        for number, reads, writes in parts:
+            shard = self._shards.serving.get(number)
+            if shard is None or not shard.locks.prepared:
+                continue
+            holders = [shard.locks.of_read(key, txid) for key, _ in reads]
+            holders += [shard.locks.of_prepared(key, txid) for key, _ in writes]
+            for holder in holders:
+                if holder is not None:
+                    return number, holder
+        return None
 
     @property
     def explicit_locks(self) -> int:

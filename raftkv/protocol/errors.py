@@ -178,7 +178,10 @@ class Conflict(RaftKVError):
     def __str__(self) -> str:
         shown = ", ".join(show(key) if isinstance(key, bytes) else repr(key) for key in self.keys[:3])
         more = f" and {len(self.keys) - 3} more" if len(self.keys) > 3 else ""
-        return f"conflict: others changed or hold {shown}{more}; nothing was written; run the transaction again"
+        return (
+            f"conflict: somebody else was first with {shown}{more}, and has changed or holds it; nothing was written; "
+            "run the transaction again"
+        )
 
 
 class Aborted(RaftKVError):
@@ -329,7 +332,7 @@ class CommitUnknown(OutcomeUnknown):
         txid = self.txid.hex()
         return (
             f"outcome unknown: transaction {txid} may be committed, or may still be ({self.problem}); "
-            f"`Txn status {txid}` tells, do not run it again before"
+            f"`Txn resolve {txid}` settles it, do not run it again before"
         )
 
 

@@ -25,8 +25,8 @@ Bodies by verb (each decoder here gives exactly these, or raises Malformed):
     TXN, COORDINATE    transactions: `transactions`
 
 The groups at the end of the answer to CONFIG are those of coordinators; an earlier release says nothing of them.
-A state in the answer to an OUTCOME is one of `transactions.State`: COMMITTED, ABORTED, or BEGUN while it holds locks
-there. READ is `Locked` where a prepared transaction decides what would have to be answered.
+A state in the answer to an OUTCOME is one of `transactions.State`: COMMITTED, ABORTED, BEGUN while it holds locks
+there, or EXPIRED. READ is `Locked` where a prepared transaction decides what would have to be answered.
 
 `command` is bin: a msgpack array [op, shard, client_id, seq, first_unacked, first_sent_map_time_ms,
 *args], encoded once, by the client. This module must never do I/O, nor know what a command means.

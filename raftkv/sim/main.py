@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
+from raftkv.sim.arguments import OneLineParser
 from raftkv.sim.loop import SimLoop
 from raftkv.sim.nemesis import check_faults
 from raftkv.sim.probes import KNOWN
@@ -33,7 +34,7 @@ FIELDS = (
 
 def main(argv: Sequence[str]) -> int:
     """Run as the arguments say; the exit status: 0 all passed, 1 not, 2 bad arguments."""
-    options = _parser().parse_args(argv)
+    options = arguments().parse_args(argv)
     try:
         scenario = load(options.scenario)
         check_faults(scenario)
@@ -60,16 +61,27 @@ def main(argv: Sequence[str]) -> int:
     return 0 if not totals.bad else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="raftkv sim", description="Deterministic simulation of the real daemons.")
+_ABOUT = """Run the real daemons in a simulated world, one history a seed.
+
+  raftkv sim --seed 42                     one history; the same seed is the same history
+  raftkv sim --seeds 1..100 --jobs 2       many, and which rare states they reached
+  raftkv sim --seed 42 --log               what its daemons say
+"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = OneLineParser(
+        prog="raftkv sim", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--seed", type=int)
-    which.add_argument("--seeds", type=_range, metavar="A..B")
+    which.add_argument("--seed", type=int, metavar="N", help="run this one")
+    which.add_argument("--seeds", type=_range, metavar="A..B", help="run these, the last one too")
     known = ", ".join(names())
     parser.add_argument("--scenario", default="mix", metavar="FILE", help=f"a TOML file, or one of {known}")
-    parser.add_argument("--virtual-seconds", type=_above_zero(float), metavar="S")
-    parser.add_argument("--jobs", type=_above_zero(int), default=1, metavar="N")
-    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    parser.add_argument("--virtual-seconds", type=_above_zero(float), metavar="S", help="instead of the scenario's")
+    parser.add_argument("--jobs", type=_above_zero(int), default=1, metavar="N", help="so many seeds at once")
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text", help="json is one object a seed")
     parser.add_argument("--history", metavar="FILE", help="write the history of the one seed")
     parser.add_argument("--log", action="store_true", help="show what the daemons log, at virtual time")
     return parser

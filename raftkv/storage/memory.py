@@ -125,7 +125,8 @@ class MemoryEngine:
                 state[key] = value
 
     def _encoded(self) -> bytes:
-        body: bytes = msgpack.packb([self._number, list(self._state.items())])
+        pairs = sorted(dict.items(self._state))  # in C: SortedDict's own items() are made one by one in Python
+        body: bytes = msgpack.packb([self._number, pairs])
         return MAGIC + zlib.crc32(body).to_bytes(4, "big") + body
 
 

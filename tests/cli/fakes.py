@@ -13,7 +13,7 @@ from raftkv.cli.programs import command_table
 from raftkv.cli.session import Session, Settings
 from raftkv.client.transactions import TxnPhase
 from raftkv.machines.shard_map import ShardMap
-from raftkv.protocol.errors import Aborted, CasMismatch, RaftKVError
+from raftkv.protocol.errors import Aborted, CasMismatch, RaftKVError, Unavailable
 
 
 class FakeValue(NamedTuple):
@@ -100,6 +100,10 @@ class FakeKv:
         await self._enter("status", txid)
         return "committed" if txid in self.committed else "unknown"
 
+    async def resolve_txn(self, txid: bytes) -> str:
+        await self._enter("resolve", txid)
+        return "committed" if txid in self.committed else "aborted"
+
     def unsettled_writes(self) -> list[str]:
         return ["a write"] * self.in_flight
 
@@ -171,6 +175,7 @@ class FakeControllers:
     calls: list[tuple[str, Any]] = field(default_factory=list)
     error: RaftKVError | None = None
     coordinator_groups: dict[int, Sequence[str]] = field(default_factory=dict)
+    silent: bool = False
 
     def _call(self, name: str, details: Any) -> int:
         self.calls.append((name, details))
@@ -189,6 +194,13 @@ class FakeControllers:
 
     async def query(self, num: int | None = None) -> ShardMap:
         self._call("query", num)
+        return self.shard_map
+
+    async def wait_beyond(self, num: int) -> ShardMap:
+        if not self.silent and self.shard_map.num <= num:
+            await asyncio.sleep(0.02)  # a held back answer
+        if self.silent:
+            raise Unavailable("nobody answers")
         return self.shard_map
 
     async def coordinators(self) -> Mapping[int, Sequence[str]]:

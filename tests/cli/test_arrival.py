@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prompt_toolkit.output import DummyOutput
 
-from raftkv.cli import arrival
+from raftkv.cli import arrival, repl
 from raftkv.cli.arrival import wait_for_change
 from raftkv.cli.command_table import parse
 from raftkv.cli.exit_codes import ExitCode, LocalFailure, UsageError
 from raftkv.cli.health import cluster_health
 from raftkv.cli.oneshot import interrupted, run_one
-from raftkv.cli.repl import run_line
 from raftkv.cli.script import Script
 from raftkv.cli.words import split_words
 from raftkv.machines.shard_map import ShardMap
@@ -181,11 +181,14 @@ def test_ctrl_c_while_it_waits_in_a_script(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err == f"raftkv-ctl: line 1: Leave 1: {INTERRUPTED}"
 
 
-def test_ctrl_c_while_it_waits_in_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_while_it_waits_in_the_shell(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     shell = waiting_shell()
 
     async def interrupt() -> None:
-        task = asyncio.create_task(run_line(shell.session, shell.printer, shell.table, {}, "move 2 2"))
+        typed_in = repl.Shell(
+            shell.session, shell.printer, shell.table, {"XDG_STATE_HOME": str(tmp_path)}, screen=DummyOutput()
+        )
+        task = asyncio.create_task(typed_in.run_line("move 2 2"))
         await until_it_waits(shell)
         os.kill(os.getpid(), signal.SIGINT)
         await task

@@ -77,6 +77,10 @@ def test_words_that_only_look_like_options(line: str, words: tuple[bytes, ...]) 
         ("put k", "Put needs more words: usage: Put KEY VALUE [--if-version N]"),
         ("get k --limit 5", "Get takes no --limit; `help Get` shows what it takes"),
         ("get k --frobnicate", 'unknown option "--frobnicate"; put `--` before words that begin with a dash'),
+        (
+            "get k --timeot 5",
+            'unknown option "--timeot"; did you mean --timeout? put `--` before words that begin with a dash',
+        ),
         ("scan --limit", "--limit needs a value: --limit N"),
         ("scan --limit five", "--limit: 'five' is not a whole number"),
         ("scan --limit 0", "--limit: 0 is out of range: it must be between 1 and 4611686018427387904"),
@@ -128,6 +132,13 @@ def test_the_command_line_wins_over_the_environment() -> None:
     with pytest.raises(UsageError, match=r"RAFTKV_TIMEOUT: 'x' is not a time"):
         parse_line("get k", environment={"RAFTKV_TIMEOUT": "x"})
     assert parse_line("get k", environment={"RAFTKV_TIMEOUT": ""}).options == {}
+
+
+def test_on_a_line_the_environment_is_silent_where_the_program_has_heard_it() -> None:
+    """Else RAFTKV_TIMEOUT would win over --timeout of the program on every line of a script."""
+    assert (
+        parse_line("get k", environment={"RAFTKV_TIMEOUT": "7", "RAFTKV_OUTPUT": "json"}, on_a_line=True).options == {}
+    )
 
 
 def test_ctrl_peers_is_an_alias() -> None:

@@ -32,7 +32,7 @@ def test_the_readme_has_every_exit_code() -> None:
 
 def test_the_commands_of_the_first_minutes_are_commands() -> None:
     table = command_table("raftkv-kv")
-    lines = re.findall(r"^raftkv-kv> (.+)$", README, re.MULTILINE)
+    lines = re.findall(r"^raftkv-kv local> (.+)$", README, re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
         parse(table, split_words(line.encode()), environment={}, on_a_line=True).call()
@@ -46,8 +46,8 @@ def test_the_readme_and_the_makefile_agree(target: str) -> None:
 
 def test_ci_runs_the_commands_of_the_readme() -> None:
     commands = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert commands[-3:] == ["make check", "make test", "make test-all"]
-    assert all(re.search(rf"^{command} +#", README, re.MULTILINE) for command in commands[-3:])
+    assert commands[-4:] == ["make check", "make test", "make test-all", "make test-docker"]
+    assert all(re.search(rf"^{command} +#", README, re.MULTILINE) for command in commands[-4:])
 
 
 def test_the_architecture_names_files_that_exist() -> None:

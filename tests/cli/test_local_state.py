@@ -97,6 +97,16 @@ def test_metrics_are_turned_on_while_nothing_runs(tmp_path: Path) -> None:
     assert arguments[arguments.index("--metrics-listen") + 1] == "127.0.0.1:20141"
 
 
+def test_nothing_is_imported_from_the_directory_of_whoever_says_up(tmp_path: Path) -> None:
+    """The parent of a clone has a folder `raftkv`; and anybody's directory may have a module of a common name."""
+    (tmp_path / "raftkv").mkdir()
+    (tmp_path / "random.py").write_text("raise SystemExit('imported')")
+    state = new_state(1, 1, 7, 20_000)
+    command = [*local_cluster.daemon_arguments(tmp_path, state, state.processes[0]), "--help"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_too_many_processes_for_metrics(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="with --metrics at most 60 processes, not 66"):
         local_cluster._new_cluster(tmp_path, 20, 3, 10, 20_000, 3, metrics=True)

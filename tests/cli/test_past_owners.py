@@ -120,6 +120,9 @@ def test_a_frozen_shard_is_held_and_a_half_copied_one_is_not() -> None:
 def test_an_earlier_owner_that_does_not_answer_is_named() -> None:
     shown = health(History(NONE, TWO, JOINED, LEFT, g2=leader(2, [2, 3])))
     assert [row[0] for row in rows(shown)] == [2, 3]
+    both = "group 3, the owner, does not answer; nor does group 1, an earlier one that may hold them"
+    assert f"shards 0-1: {both}" in shown.problems
+    shown = health(History(NONE, TWO, JOINED, LEFT, g2=leader(2, [2, 3]), g3=leader(3, [])))
     assert "shards 0-1: group 1, an earlier owner, may hold what is missing, and does not answer" in shown.problems
 
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import AsyncIterator
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftkv.cli.exit_codes import ExitCode
-from raftkv.cli.printers import json_bytes, printable, ranges, table
+from raftkv.cli.printers import Printer, json_bytes, printable, ranges, table
 from raftkv.cli.results import (
     ClusterHealth,
     Configuration,
@@ -146,6 +147,34 @@ def test_health() -> None:
         "",
         "healthy",
     ]
+
+
+class Terminal(BytesIO):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_is_unhealthy_has_a_colour_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    down = ReplicaHealth("shardkv", 1, 2, "g:2", "down")
+    sick = ClusterHealth(1, (*HEALTHY.replicas, down), HEALTHY.shards, (), ("group 1: the replica at g:2 is down",))
+
+    def shown(output: str, term: str = "xterm", no_color: str = "", stream: BytesIO | None = None) -> list[str]:
+        monkeypatch.setenv("TERM", term)
+        monkeypatch.setenv("NO_COLOR", no_color)
+        stream = stream or Terminal()
+        asyncio.run(Printer(output, stream).show(sick))
+        return stream.getvalue().decode().splitlines()
+
+    lines = shown("table")
+    assert lines[1].startswith("\x1b[1mcontroller  0")
+    assert lines[2].startswith("1           1")
+    assert lines[3].startswith("\x1b[31m1           2   g:2") and lines[3].endswith("\x1b[0m")
+    assert lines[-1] == "\x1b[31mUNHEALTHY: group 1: the replica at g:2 is down\x1b[0m"
+    plain = shown("plain")
+    assert [line.replace("\x1b[31m", "").replace("\x1b[1m", "").replace("\x1b[0m", "") for line in lines] == plain
+    assert plain == shown("table", no_color="1") == shown("table", term="dumb") == shown("table", stream=BytesIO())
 
 
 def test_unhealthy_is_exit_5_and_says_why() -> None:

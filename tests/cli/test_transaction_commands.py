@@ -11,7 +11,8 @@ import pytest
 from raftkv.cli.command_table import Call, parse
 from raftkv.cli.exit_codes import ExitCode, UsageError
 from raftkv.cli.oneshot import run_one
-from raftkv.cli.repl import prompt_text
+from raftkv.cli.repl_prompt import prompt_pieces
+from raftkv.cli.session import Session
 from raftkv.cli.words import split_words
 from raftkv.client.transactions import TxnPhase
 from raftkv.protocol.errors import Aborted, Busy, CommitUnknown, Conflict, Timeout
@@ -23,6 +24,10 @@ TXID = "0" * 31 + "1"
 
 def call_of(shell: Shell, line: str) -> Call:
     return parse(shell.table, split_words(line.encode()), environment={}, on_a_line=True).call()
+
+
+def prompt_text(session: Session, operations: int = 0, *, connected: bool = True) -> str:
+    return "".join(piece[1] for piece in prompt_pieces(session, "local", operations, connected))
 
 
 async def say(shell: Shell, line: str) -> bytes:
@@ -88,12 +93,13 @@ def test_what_stops_a_script_aborts_it_and_keeps_its_code(tmp_path: Path, capsys
     ("error", "code", "complaint"),
     [
         (Conflict([b"a", b"b c"]), ExitCode.CONFLICT,
-         "Commit: conflict: others changed or hold 'a', 'b c'; nothing was written; run the transaction again"),
+         "Commit: conflict: somebody else was first with 'a', 'b c', and has changed or holds it; nothing was written; "
+         "run the transaction again"),
         (Aborted("it lost its locks"), ExitCode.CONFLICT,
          "Commit: the transaction was aborted: it lost its locks; nothing was written; run it again"),
         (CommitUnknown(bytes(15) + b"\x01", "no answer"), ExitCode.OUTCOME_UNKNOWN,
          f"Commit: outcome unknown: transaction {TXID} may be committed, or may still be (no answer); "
-         f"`Txn status {TXID}` tells, do not run it again before"),
+         f"`Txn resolve {TXID}` settles it, do not run it again before"),
         (Timeout("no leader"), ExitCode.UNAVAILABLE,
          "Commit: no leader (controllers c:1); look at `raftkv-ctl Status`, or allow more time with --timeout"),
     ],
@@ -118,8 +124,8 @@ def test_each_end_of_a_commit(
         (b"get a --for-update", "line 1: Get --for-update belongs between Begin and Commit"),
         (b"txn status xyz", "line 1: Txn status: xyz is not a TXID: 32 hexadecimal digits, as Begin prints them"),
         (b"txn status 00", "line 1: Txn status: 00 is not a TXID: 32 hexadecimal digits, as Begin prints them"),
-        (b"txn list " + TXID.encode(), "line 1: Txn list: there is Txn status TXID only"),
-        (b"txn status", "line 1: Txn needs more words: usage: Txn status TXID"),
+        (b"txn list " + TXID.encode(), "line 1: Txn list: there are Txn status TXID and Txn resolve TXID"),
+        (b"txn status", "line 1: Txn needs more words: usage: Txn status|resolve TXID"),
         (b"begin x", "line 1: Begin got too many words: usage: Begin"),
         (b"lock", "line 1: Lock needs more words: usage: Lock KEY …"),
     ],
@@ -188,6 +194,9 @@ def test_the_status_of_one(capsys: pytest.CaptureFixture[str]) -> None:
         await say(shell, "begin")
         await say(shell, "commit")
         assert await say(shell, f"txn status {TXID}") == b"committed\n"
+        assert await say(shell, f"Txn Resolve {TXID}") == b"committed\n"
+        assert await say(shell, f"txn status {'0' * 32}") == b"unknown\n"
+        assert await say(shell, f"txn resolve {'0' * 32}") == b"aborted\n"
 
     asyncio.run(dialogue())
 
@@ -196,18 +205,19 @@ def test_the_prompt_shows_it_and_a_lost_one_stays_until_it_is_ended() -> None:
     async def dialogue() -> None:
         shell = Shell()
         client = shell.fakes.kv_client
-        assert prompt_text(shell.session) == "raftkv-kv> "
+        assert prompt_text(shell.session) == "raftkv-kv local> "
         await say(shell, "begin")
-        assert prompt_text(shell.session) == "raftkv-kv (transaction)> "
+        assert prompt_text(shell.session, 3) == "raftkv-kv local (txn: 3)> "
+        assert prompt_text(shell.session, 3, connected=False) == "raftkv-kv local? (txn: 3)> "
         await say(shell, "put a 1 --timeout 3")
         assert shell.session.transaction is not None
         assert shell.session.transaction.timeout_s == 3
         shell.session.transaction.phase = TxnPhase.ABORTED  # type: ignore[misc]
-        assert prompt_text(shell.session) == "raftkv-kv (transaction aborted)> "
+        assert prompt_text(shell.session) == "raftkv-kv local (txn aborted)> "
         for line in ("put a 2", "get a", "commit"):  # the next line must not go through by itself
             with pytest.raises(Aborted):
                 await say(shell, line)
-        assert prompt_text(shell.session) == "raftkv-kv> "
+        assert prompt_text(shell.session) == "raftkv-kv local> "
         assert client.data == {}
         client.data[b"k"] = FakeValue(b"v", 1)
         assert await say(shell, "get k") == b"v\n"
@@ -240,4 +250,4 @@ def test_ctrl_c_in_a_script_aborts_it_and_a_commit_is_named(capsys: pytest.Captu
     assert capsys.readouterr().err == "raftkv-kv: line 3: Get stuck: interrupted; nothing was changed\n"
     shell = asyncio.run(interrupted(b"begin\nput a 1\ncommit\n", b"commit"))
     assert shell.fakes.kv_client.aborted == []
-    assert "may be committed, or may still be: `Txn status" in capsys.readouterr().err
+    assert "may be committed, or may still be: `Txn resolve" in capsys.readouterr().err

@@ -71,7 +71,8 @@ def test_a_conflict_is_exit_7_and_says_on_what(store: Store) -> None:
         out, err = script.communicate(b"commit\nput %s 3\n" % C, timeout=30)
         assert (script.returncode, out) == (7, b"")
     assert err.decode() == (
-        f"raftkv-kv: line 5: Commit: conflict: others changed or hold '{A.decode()}'; "
+        f"raftkv-kv: line 5: Commit: conflict: somebody else was first with '{A.decode()}', "
+        "and has changed or holds it; "
         "nothing was written; run the transaction again\n"
     )
     assert store.cluster.value(C) is None
@@ -86,7 +87,7 @@ def test_an_unknown_outcome_is_exit_6_and_the_status_tells_later(store: Store) -
     assert ran.err.startswith(
         f"raftkv-kv: line 4: Commit: outcome unknown: transaction {txid} may be committed, or may "
     )
-    assert ran.err.endswith(f"`Txn status {txid}` tells, do not run it again before\n")
+    assert ran.err.endswith(f"`Txn resolve {txid}` settles it, do not run it again before\n")
     for servers in (*store.cluster.groups.values(), store.cluster.coordinators):
         for server in servers:
             server.rules.clear()
@@ -116,7 +117,10 @@ def test_several_groups_without_coordinators(store: Store) -> None:
 
 def test_the_shell(store: Store, tmp_path: Path) -> None:
     shell = Terminal("raftkv-kv", controllers=store.controllers, state_home=tmp_path)
-    plain, inside = "raftkv-kv>", "raftkv-kv (transaction)>"
+    plain = shell.prompt
+
+    def inside(operations: int) -> str:
+        return f"{plain[:-1]} (txn: {operations})>"
 
     def ask(line: str, then: str) -> list[str]:
         before = shell.prompt
@@ -129,20 +133,20 @@ def test_the_shell(store: Store, tmp_path: Path) -> None:
         return lines[typed + 1 : -1]
 
     key = A.decode()
-    assert ask("begin", inside)[0].startswith("OK 0")
-    assert ask(f"put {key} 1", inside) == ["OK"]
-    assert ask(f"get {key}", inside) == ["1"]
-    assert ask("scan", inside) == ["Scan is not allowed inside a transaction; Commit or Abort it first"]
+    assert ask("begin", inside(0))[0].startswith("OK 0")
+    assert ask(f"put {key} 1", inside(1)) == ["OK"]
+    assert ask(f"get {key}", inside(2)) == ["1"]
+    assert ask("scan", inside(2)) == ["Scan is not allowed inside a transaction; Commit or Abort it first"]
     assert ask("commit", plain) == ["OK"]
     assert ask("commit", plain) == ["Commit: no transaction is open; Begin opens one"]
-    assert ask("begin", inside)[0].startswith("OK 0")
-    assert ask(f"get {key} --for-update", inside) == ["1"]
+    assert ask("begin", inside(0))[0].startswith("OK 0")
+    assert ask(f"get {key} --for-update", inside(1)) == ["1"]
     question = "A transaction is open. Abort it and leave? (y/n)"
     shell.send("\x04")
     time.sleep(0.3)
     shell.prompt = question
     shell.wait_for_prompt()
-    shell.prompt = inside
+    shell.prompt = inside(1)
     shell.send("n\r")
     time.sleep(0.3)
     shell.wait_for_prompt()

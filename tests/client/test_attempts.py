@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from raftkv.client import attempts, replicas
-from raftkv.client.kv import RaftKV
+from raftkv.client.kv import RaftKV, Value
 from raftkv.client.transactions import Transaction
 from raftkv.client.txn_status import TxnStatus
 from raftkv.machines import coordinator as coord
 from raftkv.machines.txn_commands import TXN_DECIDE, TXN_LOCK, make_txid, txid_ms
 from raftkv.protocol import errors
-from raftkv.protocol.errors import Aborted, BadRequest, CommitUnknown, Conflict, Timeout
+from raftkv.protocol.errors import Aborted, BadRequest, CommitUnknown, Conflict, Expired, Timeout, Unavailable
 from raftkv.protocol.messages import ReadOp, Verb
 from tests.client.fakes import Asked, apply_and_drop, drop, on_verb
 from tests.client.txn_fakes import COORDINATORS, TxnCluster, key_at, put_all, with_txn_cluster
@@ -260,6 +260,39 @@ def test_the_status_of_every_kind() -> None:
                     await kv.txn_status(bad)  # type: ignore[arg-type]
 
     with_txn_cluster(run)
+
+
+def test_what_is_resolved_stays_so() -> None:
+    async def run(cluster: TxnCluster) -> None:
+        async with client(cluster) as kv:
+            for far in (False, True):
+                async with kv.transaction() as txn:
+                    await txn.put(A, b"1")
+                    await txn.put(C if far else B, b"1")
+                assert await kv.resolve_txn(txn.txid) is TxnStatus.COMMITTED
+                given_up = kv.transaction()
+                with pytest.raises(Aborted):
+                    async with given_up:
+                        await given_up.put(A, b"2")
+                        await given_up.put(C if far else B, b"2")
+                        assert await kv.resolve_txn(given_up.txid) is TxnStatus.ABORTED
+                assert await kv.txn_status(given_up.txid) is TxnStatus.ABORTED
+            assert (await kv.get(A)) == Value(b"1", 2)
+            with pytest.raises(Expired):
+                await kv.resolve_txn(make_txid(1_000, b"rrandom8"))
+            with pytest.raises(BadRequest, match="a transaction id is 16 bytes"):
+                await kv.resolve_txn(b"short")
+
+    with_txn_cluster(run)
+
+
+def test_without_coordinators_nothing_is_resolved() -> None:
+    async def run(cluster: TxnCluster) -> None:
+        async with client(cluster) as kv:
+            with pytest.raises(Unavailable, match="no coordinator is registered"):
+                await kv.resolve_txn(make_txid(cluster.map_time_ms, b"rrandom8"))
+
+    with_txn_cluster(run, with_coordinators=False)
 
 
 def test_without_coordinators_the_shards_are_asked() -> None:

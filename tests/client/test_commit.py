@@ -293,7 +293,7 @@ def test_when_nobody_can_resolve_it_the_error_names_it(with_coordinators: bool) 
                 async with txn:
                     await txn.put(A, b"1")
             assert caught.value.txid == txn.txid
-            assert f"`Txn status {txn.txid.hex()}` tells" in str(caught.value)
+            assert f"`Txn resolve {txn.txid.hex()}` settles" in str(caught.value)
             assert ("no coordinator is registered" in str(caught.value)) == (not with_coordinators)
             assert txn.phase is TxnPhase.UNKNOWN
             for operation in (txn.commit(), txn.get(A), txn.abort()):

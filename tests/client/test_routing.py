@@ -489,3 +489,29 @@ def test_controllers_that_are_asked_at_the_last_moment_are_not_to_blame(monkeypa
                 await kv.get(keys_of_shard(0)[0])
 
     with_cluster(run)
+
+
+def test_the_owner_is_named_not_a_group_that_had_the_shard_in_between() -> None:
+    """That one may never have been there: a mistyped Join, taken back by Leave."""
+
+    async def run(cluster: FakeCluster) -> None:
+        first_map, latest = cluster.make_map(1, (1, 1, 1, 1)), cluster.make_map(3, (2, 2, 2, 2))
+        mistyped = ShardMap(2, (9, 9, 9, 9), {**first_map.groups, 9: ("127.0.0.1:1",)})
+        maps = {1: first_map, 2: mistyped}
+
+        def config(asked: Asked) -> bool:
+            if asked.server is not cluster.leaders[0]:
+                return False
+            asked.reply([maps.get(asked.body[0], latest).encode(), 1_000])
+            return True
+
+        cluster.everywhere(0, on_verb(Verb.CONFIG, config))
+        cluster.everywhere(1, on_verb(Verb.READ, refusing(WrongGroup(3, -1))))
+        for server in cluster.groups[2]:
+            server.stop()
+        async with client(cluster, 1.0) as kv:
+            for _ in range(2):
+                with pytest.raises(Timeout, match=r"no replica of group 2 answered within 1 s"):
+                    await kv.get(keys_of_shard(0)[0])
+
+    with_cluster(run)

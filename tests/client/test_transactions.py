@@ -11,6 +11,7 @@ import pytest
 from raftkv.client import locking, replicas, transactions
 from raftkv.client.kv import RaftKV, Value
 from raftkv.client.transactions import TxnPhase
+from raftkv.machines.locks import LOCK_MS
 from raftkv.machines.txn_commands import TXN_BEAT, TXN_COMMIT, TXN_DECIDE, TXN_LOCK, TXN_PREPARE, make_txid
 from raftkv.protocol import errors
 from raftkv.protocol.errors import Aborted, BadRequest, Conflict, Locked, Timeout, TooLarge
@@ -460,7 +461,7 @@ def test_the_heartbeat_keeps_locks_while_map_time_goes_on(monkeypatch: pytest.Mo
                 await txn.lock(A, C)
                 for _ in range(5):
                     beats = len(commands(cluster, TXN_BEAT))
-                    cluster.tick(8_000)
+                    cluster.tick(LOCK_MS * 4 // 5)
                     while len(commands(cluster, TXN_BEAT)) < beats + 4:
                         await asyncio.sleep(0.01)
                 assert cluster.locks() == 2

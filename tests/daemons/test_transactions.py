@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from raftkv.daemons import lock_waits, transactions
+from raftkv.machines.locks import LOCK_MS
 from raftkv.machines.slots import shard_of
 from raftkv.machines.txn_commands import TXN_BEAT, TXN_COMMIT, TXN_DECIDE, TXN_LOCK, TXN_PREPARE, make_txid
 from raftkv.protocol.errors import (
@@ -437,6 +438,27 @@ def test_plain_operations_wait_for_a_lock_and_see_what_it_leaves() -> None:
         assert leader.daemon.status()["waiting_for_locks"] == 0
 
 
+def test_a_commit_at_one_group_waits_for_the_decision_on_the_one_before() -> None:
+    """A client that has been told that its transaction is committed begins the next before every group has heard so."""
+    with TxnRig() as rig:
+        client = TxnClient(rig)
+        key = rig.keys(1)[0]
+        number = shard_of(key, rig.shards)
+        writing, reading = rig.part({key: b"1"}), rig.part({}, {key: 2})
+        for parts, before_commits in ((writing, True), (reading, False), (writing, None)):
+            txid, gid = prepare(rig, client, key)
+            task = client.clerk.spawn(client.txn(gid, [TXN_COMMIT, client.txid(), parts]))
+            rig.sleep(LOCK_WAIT_S_MAX / 2)
+            assert not task.done
+            if before_commits is None:
+                rig.finish_all([task], LOCK_WAIT_S_MAX + 0.2)
+                assert isinstance(task.error, Conflict) and task.error.keys == [key]
+            else:
+                decide(rig, client, key, txid, gid, before_commits)
+                rig.finish(task, 0.2)
+                assert task.result == [0, [[number, 2]]]
+
+
 def test_writers_go_on_in_the_order_in_which_they_came() -> None:
     with TxnRig() as rig:
         client = TxnClient(rig)
@@ -515,12 +537,12 @@ def test_an_explicit_lock_ends_some_seconds_after_its_client() -> None:
         assert client.do(client.txn(gid, [TXN_LOCK, txid, txid, shard, [key]])) == [0, [0]]
         assert client.do(client.values([key])) == [None], "plain reads pass"
         for _ in range(8):
-            rig.sleep(3.0)
+            rig.sleep(LOCK_MS / 3_000)
             assert client.do(client.txn(gid, [TXN_BEAT, txid, [shard]]))[0] == 0, "it lives as long as it beats"
         began = rig.now
         put = client.clerk.spawn(client.clerk.kv.put(key, b"at last"))
         rig.finish(put, 30.0)
-        assert 8.0 < rig.now - began < 16.0
+        assert LOCK_MS - 2_000 < 1_000 * (rig.now - began) < LOCK_MS + 6_000
         assert isinstance(error_of(client.txn(gid, [TXN_BEAT, txid, [shard]]), client), Aborted)
         leader = rig.leader(rig.group_of_shard(shard))
         assert shards_of(leader).explicit_locks == 0
@@ -551,7 +573,7 @@ def test_a_new_leader_gives_locks_when_it_knows_the_time() -> None:
 
         assert client.do(until_given()) == [0, [0]]
         for _ in range(3):
-            rig.sleep(4.0)
+            rig.sleep(LOCK_MS / 2_500)
             assert client.do(client.txn(group.gid, [TXN_BEAT, txid, [shard]]))[0] == 0
 
 

@@ -1,15 +1,18 @@
 """Rules of transactions, each with a way to switch it off in the real daemons and clients.
 
-Two more, a changed path on retry and fences that a new leader aborts, need coincidences that only the worlds of
+One more, fences that a new leader aborts, needs coincidences that only the worlds of
 tests/machines/transaction_world.py are dense enough for.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import pytest
 
+from raftkv.client.commit import Commit, _SeveralGroups
 from raftkv.client.transactions import Transaction
 from raftkv.daemons import coordinator as coordinator_daemon
 from raftkv.daemons import map_follower, transactions
@@ -18,6 +21,7 @@ from raftkv.machines import coordinator, participants
 from raftkv.machines.coordinator import CoordinatorMachine, TxnState
 from raftkv.machines.participants import Participants
 from raftkv.machines.results import EXPIRED
+from raftkv.protocol.errors import Expired, OutcomeUnknown, Timeout
 from raftkv.protocol.transactions import State
 from raftkv.sim.scenario import Scenario
 from tests.machines.transaction_rules import (
@@ -82,6 +86,28 @@ def expired_taken_as_unknown(patch: pytest.MonkeyPatch) -> None:
     short_lifetime(patch)
 
 
+def path_changed_on_retry(patch: pytest.MonkeyPatch) -> None:
+    """Each attempt goes where the shards are by then, whatever may have become of those before."""
+    run = Commit.run
+
+    async def forgetful(self: Commit) -> None:
+        attempt_s = 0.8
+        while True:
+            left_s = self._deadline - asyncio.get_running_loop().time()
+            if left_s < attempt_s:
+                return await run(self)
+            self._call = self._cluster.caller.call(self._call.what, None, is_write=True, timeout_s=attempt_s)
+            self._coordinators = None
+            with contextlib.suppress(OutcomeUnknown, Timeout, Expired):
+                try:
+                    return await self._at_one_group()
+                except _SeveralGroups:
+                    self._coordinators = await self._find_coordinators()
+                    return await self._at_coordinators()
+
+    patch.setattr(Commit, "run", forgetful)
+
+
 def short_lifetime(patch: pytest.MonkeyPatch) -> None:
     """Outcomes are dropped after one second instead of an hour, and every group hears of each second that passes."""
     patch.setattr(participants, "OUTCOME_LIFETIME_MS", 1_000)
@@ -137,6 +163,9 @@ STALLED = transacting(
     workload={"workers": 1, "keys": 4, "think_s": 2.0, "timeout_s": [0.5, 2.0]},
     nemesis={"every_s": [0.2, 0.5], "at_once": 8},
 )
+WANDERING = transacting(
+    "transactions whose shards come together", {"stall_at_step": 12.0, "move": 20.0, "clog": 4.0, "kill_leader": 2.0}
+)
 CUT_OFF = transacting(
     "transactions of clients that are cut off",
     {"cut_client": 20.0, "clog": 6.0},
@@ -158,6 +187,7 @@ TXN_ABLATIONS: dict[str, Ablation] = {
     ),
     "locks not moved": Ablation(locks_stay_behind, MOVING, WRONG),
     "one-group outcome not kept": Ablation(no_outcome_of_one_group, LOSING, WRONG),
+    "path changed on retry": Ablation(path_changed_on_retry, WANDERING, WRONG),
     "expired taken as unknown": Ablation(expired_taken_as_unknown, CUT_OFF, WRONG, beside=short_lifetime),
     "prepared holder wounded": Ablation(prepared_holder_wounded, LOCKING, WRONG),
 }

@@ -28,7 +28,7 @@ from raftkv.protocol.messages import Hello, Verb
 _PORT_BASE = 10_000
 """Below the blocks that `raftkv local` takes for itself."""
 _PORTS_PER_WORKER = 1_000
-_next_port = itertools.count()
+_next_port = itertools.count(os.getpid())  # so that two runs on one machine rarely meet
 
 
 def free_port() -> int:

@@ -12,6 +12,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TextIO
 
+from raftkv.sim.arguments import OneLineParser
 from raftkv.sim.check.appends import check_appends, is_append_only
 from raftkv.sim.check.history import History, HistoryError, Kind
 from raftkv.sim.check.linearizability import DEADLINE_S, check_linearizability
@@ -63,12 +64,26 @@ def check_file(path: str | Path, *, deadline_s: float | None = DEADLINE_S) -> Ve
     return check_history(History.read(path), deadline_s=deadline_s)
 
 
+_ABOUT = """Check what clients saw: linearizability, unique appends, transactions (docs/histories.md).
+
+  raftkv check history.jsonl
+  raftkv check --deadline 600 run1.jsonl run2.jsonl
+"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = OneLineParser(
+        prog="raftkv check", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a history as JSON lines")
+    parser.add_argument("--deadline", type=float, default=DEADLINE_S, metavar="SECONDS", help="then undecided")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None, out: TextIO | None = None, errors: TextIO | None = None) -> int:
     """Check the files named in `argv`; the worst exit status of all (see Exit)."""
-    parser = argparse.ArgumentParser(prog="raftkv check", description="Check history files (JSON lines).")
-    parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--deadline", type=float, default=DEADLINE_S, metavar="SECONDS", help="then undecided")
-    options = parser.parse_args(argv)
+    options = arguments().parse_args(argv)
     out, errors = out or sys.stdout, errors or sys.stderr
     statuses: set[Exit] = set()
     for path in options.files:
