@@ -89,7 +89,8 @@ class Daemon:
     # ---- start
 
     async def start(self) -> None:
-        """Listen and take part. Raise StorageError or OSError if the data or the address can't be used."""
+        """Listen and take part. Raise StorageError or OSError if the data or the address can't be used; the address for
+        Redis clients is then the error's `filename`."""
         options = self.options
         store = Store.open(
             self._disk,
@@ -141,7 +142,10 @@ class Daemon:
         assert isinstance(self._role, ShardKvRole)
         rng = random.Random(self._disk.entropy(16))
         self._redis = RedisListener(self.options, self._role, store, self._tasks, rng, self._pid)
-        await self._redis.listen()
+        try:
+            await self._redis.listen()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), self.options.redis_listen) from None
 
     def _identity(self) -> Identity:
         assert self._store is not None

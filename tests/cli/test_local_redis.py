@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 from tests.cli.clusters import run
+from tests.system.cluster import free_port
 from tests.system.resp import Resp
 
 UP = ("--groups", "2", "--replicas", "1", "--coordinators", "1")
@@ -33,3 +35,18 @@ def test_redis_clients_are_served_and_see_what_others_wrote(tmp_path: Path) -> N
         assert run("raftkv", "local", "up", *where).code == 0  # as it is
     finally:
         run("raftkv", "local", "down", "--wipe", *where)
+
+
+def test_a_port_for_redis_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        taken = f"127.0.0.1:{stranger.getsockname()[1]}"
+        own = f"127.0.0.1:{free_port()}"
+        ran = run(
+            "raftkv", "shardkv", "--gid", "1", "--id", "0", "--listen", own, "--peers", f"0={own}",
+            "--controllers", own, "--data-dir", str(tmp_path / "d"), "--redis-listen", taken,
+        )  # fmt: skip
+    assert (ran.code, ran.out) == (1, b"")
+    assert ran.err.startswith(f"raftkv: replica 0 of group 1: can't listen on {taken} for Redis clients: ")
+    assert ran.err.count("\n") == 1
