@@ -7,19 +7,22 @@ their own parsers. Nothing is described here a second time. Imports everything, 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from raftkv.cli.command_table import Argument, Command, Option, about_lines
 from raftkv.cli.main import _COMMANDS, _root
 from raftkv.cli.programs import command_table
+from raftkv.cli.repl_backslash import with_backslash_commands
 
 if TYPE_CHECKING:
     import argparse
+
+    from raftkv.cli.repl import Shell
 
 TABLE_PROGRAMS = ("raftkv-kv", "raftkv-ctl")
 FILE, DIRECTORY, COMMAND = "FILE", "DIR", "COMMAND"
@@ -66,6 +69,7 @@ class CommandRow:
             yield from row.all()
 
 
+@cache
 def programs() -> tuple[CommandRow, ...]:
     """raftkv-kv, raftkv-ctl and raftkv, in the order of the reference."""
     return (*(_table_program(name) for name in TABLE_PROGRAMS), _click_program())
@@ -101,26 +105,27 @@ def _table_options(options: tuple[Option, ...]) -> tuple[OptionRow, ...]:
             option.help,
             option.environment if option.variable else "",
             option.default,
-            _option_words(option.metavar, option.help),
+            option.choices or ((FILE,) if option.metavar == FILE else ()),
         )
         for option in options
     )
 
 
-def _option_words(metavar: str, text: str) -> tuple[str, ...]:
-    """What an option takes: a FORM is named in its help."""
-    if metavar == "FORM":
-        return tuple(re.findall(r"\b(plain|json|table|tsv|jsonl)\b", text))
-    return (FILE,) if metavar == "FILE" else ()
-
-
 def _words(argument: Argument) -> tuple[str, ...]:
-    """What a word of a command may be, by its name in the usage line: FILE, COMMAND, fixed words in small letters."""
-    if argument.name in (FILE, COMMAND):
-        return (argument.name,)
-    if "|" in argument.name or argument.name.islower():
-        return tuple(argument.name.lower().split("|"))
-    return ("@",) if argument.is_value else ()
+    """What a word of a command may be, as far as a shell that asks no server can know."""
+    if argument.completes in _KINDS:
+        return (_KINDS[argument.completes],)
+    return ("@",) if argument.is_value else tuple(choice.lower() for choice in argument.choices)
+
+
+_KINDS = {"files": FILE, "commands": COMMAND}
+
+
+def shell_rows() -> tuple[CommandRow, ...]:
+    """What only the shell of raftkv-kv has; raftkv-ctl has the same, but for what is about values."""
+    table = with_backslash_commands(cast("Shell", None), command_table("raftkv-kv"))  # nobody runs them
+    own = [command for command in table.commands if command.name.startswith("\\")]
+    return tuple(replace(_table_command("raftkv-kv", command, ()), path=command.name) for command in own)
 
 
 # ---- from click

@@ -56,7 +56,8 @@ def _rows() -> Iterator[tuple[CommandRow, list[OptionRow]]]:
 
 def _words(row: CommandRow) -> list[str]:
     """What each of the words after a command may be: fixed words, or one of the kinds; COMMAND as fixed words."""
-    commands = " ".join(below.name for program in programs() for below in program.below if program.path in row.path)
+    program = next(each for each in programs() if each.path == row.path.split()[0])
+    commands = " ".join(below.name for below in program.below)
     return [commands if words == (COMMAND,) else " ".join(words) for words in row.words]
 
 

@@ -5,6 +5,7 @@ The codes are those of the command-line contract and never change their meaning.
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -86,10 +87,20 @@ def describe(error: BaseException, *, controllers: tuple[str, ...] = ()) -> str:
     names_addresses = "; tried " in text
     if exit_code_of(error) is ExitCode.UNAVAILABLE and controllers and not names_addresses:
         text = f"{text} (controllers {', '.join(controllers)})"
-    advice = _advice(error)
+    advice = _advice_if_nothing_listens(text) or _advice(error)
     if not advice:
         return text
     return f"{text.rstrip('.')}; {advice}"
+
+
+def _advice_if_nothing_listens(text: str) -> str:
+    """What to do next if every address that was tried refused the connection; empty if one did anything else."""
+    reasons = re.findall(r"\((.*?)\)(?:, |$)", text.partition("; tried ")[2])
+    if not reasons or any(reason != "connection refused" for reason in reasons):
+        return ""
+    if "of the controllers" in text:
+        return "nothing runs there: `raftkv local up` starts the cluster of this machine, --controllers names another"
+    return "none of them runs: start a majority again; `raftkv-ctl Status` shows all"
 
 
 def _advice(error: RaftKVError) -> str:

@@ -49,7 +49,8 @@ def complaint(session: Session, call: Call | None, error: Exception) -> str:
     text = describe(error, controllers=session.settings.controllers)
     if call is None or text.startswith(call.command.name):
         return text
-    said = re.match(rf"{call.command.name}(?: '[^']*')?: ", text, re.IGNORECASE)  # the SDK names the request, too
+    name = re.escape(call.command.name)
+    said = re.match(rf"(?:{name}(?: '[^']*')?|query): ", text, re.IGNORECASE)  # the SDK names the request, too
     return f"{call}: {text[said.end() :] if said else text}"
 
 

@@ -161,7 +161,8 @@ def main(program: str, arguments: Sequence[str]) -> int:
     except (OutputClosed, BrokenPipeError):
         return ExitCode.REFUSED
     except OSError as error:
-        note(f"{program}: {error.strerror or error}")
+        where = f"{error.filename}: " if error.filename else ""
+        note(f"{program}: {where}{error.strerror or error}")
         return ExitCode.REFUSED
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE):

@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from raftkv.cli.catalogue import CommandRow, OptionRow, programs
+from raftkv.cli.catalogue import CommandRow, OptionRow, programs, shell_rows
 from raftkv.cli.exit_codes import EXIT_CODE_HELP
+from raftkv.cli.repl_backslash import SHELL_HELP
 
 _HEAD = """\
 # Every command and option
@@ -24,7 +25,9 @@ configuration file; the command line wins over the environment, and that over th
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([_HEAD, *_contents(), *(line for program in programs() for line in _program(program)), *_codes()])
+    return "\n".join(
+        [_HEAD, *_contents(), *(line for program in programs() for line in _program(program)), *_shells(), *_codes()]
+    )
 
 
 def _contents() -> Iterator[str]:
@@ -32,6 +35,7 @@ def _contents() -> Iterator[str]:
         commands = [row for row in program.all() if row is not program and _has_section(program, row)]
         links = ",\n  ".join(f"[{row.path.removeprefix(program.path + ' ')}](#{_anchor(row)})" for row in commands)
         yield f"- [{program.path}](#{_anchor(program)}): {links}"
+    yield "- [In the shells](#in-the-shells)"
     yield "- [Exit codes](#exit-codes)"
     yield ""
 
@@ -65,6 +69,18 @@ def _options(options: list[OptionRow], *, shared: bool) -> Iterator[str]:
     if shared:
         yield "And the options of the program, on a line of a script or in the shell only `-o` and `--timeout`."
         yield ""
+
+
+def _shells() -> Iterator[str]:
+    yield from (
+        "## In the shells",
+        "",
+        "raftkv-kv and raftkv-ctl without a COMMAND, on a terminal, have these too (\\e is about values: raftkv-kv's):",
+        "",
+    )
+    for row in shell_rows():
+        yield from ("```", row.text, "```", "")
+    yield from ("```", SHELL_HELP, "```", "")
 
 
 def _codes() -> Iterator[str]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from raftkv.cli.command_table import Argument, Command, CommandTable, Option, looks_like_option
 from raftkv.cli.words import split_words
 
 PIPE = "|"
+SCANNED_MAX = 64
+"""Lines whose words are remembered."""
 
 _BLANKS = re.compile(r"[ \t\r\v\f]*")
 _BARE = re.compile(r"[^ \t\r\n\v\f]*")
@@ -62,12 +65,12 @@ class TypedCommand:
     """One command of a text."""
 
     start: int
-    end: int = 0
-    words: list[TypedWord] = field(default_factory=list)
-    roles: list[Role] = field(default_factory=list)
-    comment: tuple[int, int] | None = None
-    pipe: TypedWord | None = None
-    shell: tuple[int, int] | None = None  # what stands behind the pipe
+    end: int
+    words: list[TypedWord]
+    roles: list[Role]
+    comment: tuple[int, int] | None
+    pipe: TypedWord | None
+    shell: tuple[int, int] | None  # what stands behind the pipe
 
     @property
     def is_open(self) -> bool:
@@ -93,8 +96,10 @@ def typed_commands(table: CommandTable, text: str) -> list[TypedCommand]:
     commands = []
     position = 0
     while True:
-        command = _scan(text, position)
-        command.roles = roles_of(table, command.words)
+        scanned = _scan(text, position)
+        words = [*scanned.words]
+        end, comment, pipe, shell = scanned.end, scanned.comment, scanned.pipe, scanned.shell
+        command = TypedCommand(position, end, words, roles_of(table, words), comment, pipe, shell)
         commands.append(command)
         if command.end >= len(text):
             return commands
@@ -110,25 +115,32 @@ def begin_word(table: CommandTable, command: TypedCommand, position: int) -> Typ
     return command.words[-1]
 
 
-def _scan(text: str, start: int) -> TypedCommand:
-    """The words from `start` to the end of the line or text."""
-    command = TypedCommand(start)
+class _Scanned(NamedTuple):
+    """What one line of a text holds, whatever the table says of it."""
+
+    end: int
+    words: tuple[TypedWord, ...] = ()
+    comment: tuple[int, int] | None = None
+    pipe: TypedWord | None = None
+    shell: tuple[int, int] | None = None
+
+
+@lru_cache(maxsize=SCANNED_MAX)
+def _scan(text: str, start: int) -> _Scanned:
+    """The words from `start` to the end of the line or text. At each key the same text is looked at several times."""
+    words: list[TypedWord] = []
     position = _after(_BLANKS, text, start)
     if text.startswith("#", position):
-        command.end = _line_end(text, position)
-        command.comment = (position, command.end)
-        return command
+        end = _line_end(text, position)
+        return _Scanned(end, comment=(position, end))
     while position < len(text) and text[position] != "\n":
         word = _quoted(text, position) if text[position] in "\"'" else _bare(text, position)
-        if word.readable == PIPE and command.words:
-            command.pipe = word
-            command.end = _line_end(text, word.end)
-            command.shell = (word.end, command.end)
-            return command
-        command.words.append(word)
+        if word.readable == PIPE and words:
+            end = _line_end(text, word.end)
+            return _Scanned(end, tuple(words), pipe=word, shell=(word.end, end))
+        words.append(word)
         position = _after(_BLANKS, text, word.end)
-    command.end = position
-    return command
+    return _Scanned(position, tuple(words))
 
 
 def _bare(text: str, start: int) -> TypedWord:

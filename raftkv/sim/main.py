@@ -71,9 +71,7 @@ _ABOUT = """Run the real daemons in a simulated world, one history a seed.
 
 def arguments() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = OneLineParser(
-        prog="raftkv sim", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="raftkv sim", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, metavar="N", help="run this one")
     which.add_argument("--seeds", type=_range, metavar="A..B", help="run these, the last one too")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,9 +67,7 @@ class Typing:
 
     def _clear(self) -> None:
         """An empty line on an empty screen."""
-        self._screen.child.send("\x03")
-        time.sleep(0.05)  # zsh and fish draw the line once more
-        self._screen.child.send("clear\r")
+        self._screen.child.send("\x15clear\r")  # Ctrl-U, since what comes right after a Ctrl-C may be lost
         self._screen.wait_for(lambda lines: lines == [PROMPT])
 
 
@@ -132,6 +129,7 @@ def test_words_of_commands(typing: Typing) -> None:
     typing.completes("raftkv-kv put photo @", "raftkv-kv put photo @")
     typing.offers("raftkv-kv put photo @", "pairs.tsv", "photo.jpg")
     typing.completes("raftkv-kv help sc", "raftkv-kv help scan")
+    typing.offers("raftkv-kv help ", "put", "scan", "commit", without=("controller", "join"))
     typing.completes("raftkv-kv txn st", "raftkv-kv txn status")
     typing.completes("raftkv-ctl plan jo", "raftkv-ctl plan join")
     typing.completes("raftkv completion ba", "raftkv completion bash")

@@ -66,3 +66,13 @@ def test_the_architecture_names_files_that_exist() -> None:
 def test_the_architecture_explains_every_layer() -> None:
     layers = {path.name for path in (ROOT / "raftkv").iterdir() if (path / "__init__.py").exists()}
     assert {layer for layer in layers if f"`raftkv/{layer}/`" not in ARCHITECTURE} == set()
+
+
+def test_the_recorded_walk_is_that_of_its_script() -> None:
+    page = (ROOT / "docs" / "terminal-walk.md").read_text(encoding="utf-8")
+    script = (ROOT / "examples" / "terminal_walk.py").read_text(encoding="utf-8")
+    headings = [heading.replace("{PAIRS:,}", "50,000") for heading in re.findall(r'say\(f?"(## .+)"\)', script)]
+    assert len(headings) == 7
+    assert [line for line in page.splitlines() if line.startswith("## ")] == headings
+    assert "Traceback" not in page
+    assert set(re.findall(r"^exit (\d+)$", page, re.MULTILINE)) == {"0", "1", "2", "3", "4", "7"}

@@ -83,6 +83,18 @@ def test_who_was_tried_is_where_not_the_controllers_too() -> None:
     )
 
 
+def test_where_nothing_listens_it_says_what_to_start() -> None:
+    tried = "tried a:1 (connection refused), b:1 (connection refused)"
+    text = describe(errors.Timeout(f"no leader of the controllers answered within 3 s; {tried}"))
+    assert text.endswith(
+        "; nothing runs there: `raftkv local up` starts the cluster of this machine, --controllers names another"
+    )
+    text = describe(errors.Timeout(f"no leader of group 2 answered within 3 s; {tried}"))
+    assert text.endswith("; none of them runs: start a majority again; `raftkv-ctl Status` shows all")
+    text = describe(errors.Timeout(f"no leader of group 2 answered within 3 s; {tried}, c:1 (no answer)"))
+    assert text.endswith("; look at `raftkv-ctl Status`, or allow more time with --timeout")
+
+
 def test_all_codes_are_documented() -> None:
     assert set(EXIT_CODE_HELP) == set(ExitCode)
 

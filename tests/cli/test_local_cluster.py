@@ -221,7 +221,7 @@ def test_the_shell(cluster: LocalCluster, tmp_path: Path) -> None:
         ("get shell-missing", "(nil)"),
         ("frobnicate", "unknown command frobnicate; `help` lists the commands"),
         ("get", "Get needs more words: usage: Get KEY [--for-update]"),
-        ('put "\\q"', "column 6: unknown escape \\q; there are \\\\ \\\" \\n \\r \\t \\0 \\xHH"),
+        ('put "\\q"', 'column 6: unknown escape \\q; there are \\\\ \\" \\n \\r \\t \\0 \\xHH'),
         ('put escaped "\\x1b[31m"', "OK"),
         ("get escaped", "\\x1b[31m"),
         ("get shell -o plain", "a b"),

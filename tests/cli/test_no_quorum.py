@@ -106,6 +106,7 @@ def test_it_works_again_when_they_are_back(cluster: LocalCluster) -> None:
     assert cluster.ctl("status").code == 0
 
 
+@pytest.mark.long
 def test_controllers_without_majority(cluster: LocalCluster) -> None:
     kill_two(cluster, "controller")
     without_leader(cluster, "the controllers")

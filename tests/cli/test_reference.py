@@ -24,7 +24,14 @@ def test_every_command_is_on_the_page() -> None:
     titles = set(re.findall(r"^##+ (raftkv.*)$", page(), re.MULTILINE))
     assert titles == set(ROWS)
     links = re.findall(r"\]\(#([a-z-]+)\)", page())
-    assert sorted(links) == sorted([*(title.replace(" ", "-") for title in titles), "exit-codes"])
+    assert sorted(links) == sorted([*(title.replace(" ", "-") for title in titles), "in-the-shells", "exit-codes"])
+
+
+def test_the_shells_own_commands_are_on_the_page() -> None:
+    section = page().split("## In the shells\n")[1].split("\n## ")[0]
+    for name in ("\\timing", "\\o", "\\pager", "\\watch", "\\e", "\\?"):
+        assert f"```\n{name}" in section
+    assert "Ctrl-R" in section
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
