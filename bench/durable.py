@@ -14,12 +14,15 @@ import argparse
 import asyncio
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,31 +146,47 @@ def measure(cluster: Cluster, operation: str, connections: int, seconds: float, 
     )
 
 
-def profile(cluster: Cluster, operation: str, seconds: float, keys: int, run: int) -> None:
-    """Load with 64 connections while py-spy samples the leader; print the functions by own time."""
-    leader = cluster.leader(1)
-    with tempfile.NamedTemporaryFile(suffix=".txt") as out:
+@contextmanager
+def sampling(leader: Process) -> Iterator[Path]:
+    """py-spy looks at the process meanwhile; the file is complete afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "samples.txt"
         sampler = subprocess.Popen(
             [
                 str(Path(sys.executable).parent / "py-spy"), "record", "--pid", str(leader.pid), "--format", "raw",
-                "--output", out.name, "--duration", str(int(seconds)), "--rate", "500", "--threads",
+                "--output", str(out), "--duration", "600", "--rate", "200", "--threads", "--nonblocking",
             ],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        print(measure(cluster, operation, 64, seconds + 1, keys, run))
-        sampler.wait()
-        own: Counter[str] = Counter()
-        total: Counter[str] = Counter()
-        for line in Path(out.name).read_text().splitlines():
-            stack, _, count = line.rpartition(" ")
-            frames = [frame.rpartition(":")[0] or frame for frame in stack.split(";")]
-            own[frames[-1]] += int(count)
-            for frame in set(frames):
-                total[frame] += int(count)
+        try:
+            yield out
+        finally:
+            sampler.send_signal(signal.SIGINT)
+            sampler.wait()
+            if out.exists():
+                print_profile(out)
+
+
+def print_profile(out: Path) -> None:
+    """The functions by own time."""
+    own: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for line in out.read_text().splitlines():
+        stack, _, count = line.rpartition(" ")
+        frames = [frame.rpartition(":")[0] or frame for frame in stack.split(";")]
+        own[frames[-1]] += int(count)
+        for frame in set(frames):
+            total[frame] += int(count)
     samples = sum(own.values())
-    print(f"leader, {operation}, 64 connections: own time, then with callees, of {samples} samples")
+    print(f"the leader's own time, then with callees, of {samples} samples")
     for frame, hits in own.most_common(28):
         print(f"  {hits / samples:6.1%} {total[frame] / samples:6.1%}  {frame}")
+
+
+def profile(cluster: Cluster, operation: str, seconds: float, keys: int, run: int) -> None:
+    """Load with 64 connections while py-spy samples the leader."""
+    with sampling(cluster.leader(1)):
+        print(measure(cluster, operation, 64, seconds, keys, run))
 
 
 def main() -> None:

@@ -139,6 +139,13 @@ def controller(**options: Any) -> int:
 @_replica_options
 @option("--controllers", type=AddressesType(), required=True, help="Where the controllers are.")
 @option("--move-bytes-per-s", type=int, default=MOVE_BYTES_PER_S_DEFAULT, help="Intake of shards that move here.")
+@option("--redis-listen", metavar="HOST:PORT", help="Where to accept Redis clients.")
+@option(
+    "--redis-mode",
+    type=click.Choice(["plain", "cluster"]),
+    default="plain",
+    help="plain serves any key; cluster sends clients on, as Redis Cluster does.",
+)
 def shardkv(**options: Any) -> int:
     """Run one replica of a group; the shards that the map gives the group are served by it.
 

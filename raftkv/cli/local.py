@@ -52,6 +52,7 @@ def local() -> None:
 )
 @_data_dir
 @option("--metrics", is_flag=True, help="Serve /metrics, /livez and /readyz of each process: see `local status`.")
+@option("--redis", is_flag=True, help="Listen to Redis clients at each replica of a group: see `local status`.")
 @option("--base-port", type=click.IntRange(1024, 65336), help="First of 200 ports.  [default: a free block]")
 @option(
     "--timeout",
@@ -68,6 +69,7 @@ def up(
     coordinators: int | None,
     data_dir: Path | None,
     metrics: bool,
+    redis: bool,
     base_port: int | None,
     timeout_s: float,
 ) -> None:
@@ -88,6 +90,7 @@ def up(
         shards=shards,
         coordinators=coordinators,
         metrics=metrics,
+        redis=redis,
         base_port=base_port,
         timeout_s=timeout_s,
         say=note,
@@ -123,8 +126,8 @@ def status(data_dir: Path | None, output: str, timeout_s: float) -> None:
         click.echo(json.dumps(shown))
         return
     processes = shown["processes"]
-    metrics = ("metrics",) if any(process["metrics"] for process in processes) else ()
-    columns = ("role", "gid", "id", "addr", *metrics, "pid", "state")
+    optional = [name for name in ("redis", "metrics") if any(process[name] for process in processes)]
+    columns = ("role", "gid", "id", "addr", *optional, "pid", "state")
     rows = [[str("-" if process[name] is None else process[name]) for name in columns] for process in processes]
     click.echo("\n".join(table([name.upper() for name in columns], rows)))
 

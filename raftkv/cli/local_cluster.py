@@ -83,6 +83,7 @@ def up(
     shards: int | None,
     coordinators: int | None = None,
     metrics: bool = False,
+    redis: bool = False,
     base_port: int | None,
     timeout_s: float,
     say: Say,
@@ -101,7 +102,8 @@ def up(
         if state is None:
             if coordinators is None:
                 coordinators = local_state.COORDINATORS
-            state = _new_cluster(data_dir, groups or 2, replicas or 3, shards or 10, base_port, coordinators, metrics)
+            shape = (groups or 2, replicas or 3, shards or 10)
+            state = _new_cluster(data_dir, *shape, base_port, coordinators, metrics, redis)
         else:
             _check_shape(
                 data_dir,
@@ -114,6 +116,8 @@ def up(
             )
             if metrics and not state.has_metrics:
                 _turn_metrics_on(data_dir, state)
+            if redis and not state.has_redis:
+                _turn_redis_on(data_dir, state)
         with claimed(state.base_port):
             _start_dead_and_wait(data_dir, state, is_new, timeout_s, say)
     return state
@@ -169,6 +173,7 @@ def _new_cluster(
     base_port: int | None,
     coordinators: int = local_state.COORDINATORS,
     metrics: bool = False,
+    redis: bool = False,
 ) -> LocalState:
     """The shape of a new cluster; without a given base port, on ports that are free now."""
     if groups * replicas > local_state.GROUP_PORTS:
@@ -177,6 +182,8 @@ def _new_cluster(
         state = local_state.new_state(groups, replicas, shards, base, coordinators)
         if metrics:
             _add_metrics(state)
+        if redis:
+            local_state.add_redis(state)
         if base_port is not None:
             return state
         claim = f"{local_state.HOST}:{base + local_state.CLAIM_PORT}"
@@ -194,18 +201,28 @@ def _add_metrics(state: LocalState) -> None:
 
 
 def _turn_metrics_on(data_dir: Path, state: LocalState) -> None:
-    """For a cluster that was made without; raise UsageError while some of it runs."""
+    _check_stopped(data_dir, state, "--metrics")
+    _add_metrics(state)
+
+
+def _turn_redis_on(data_dir: Path, state: LocalState) -> None:
+    _check_stopped(data_dir, state, "--redis")
+    local_state.add_redis(state)
+
+
+def _check_stopped(data_dir: Path, state: LocalState, option: str) -> None:
+    """For what a cluster was made without: raise UsageError while some of it runs."""
     if any(is_running(data_dir, process) for process in state.processes):
         raise UsageError(
-            f"local up: the cluster in {data_dir} runs without --metrics; stop it first: "
+            f"local up: the cluster in {data_dir} runs without {option}; stop it first: "
             f"`raftkv local down --data-dir {shlex.quote(str(data_dir))}`"
         )
-    _add_metrics(state)
 
 
 def _addresses(processes: Iterable[LocalProcess]) -> list[str]:
     """All that the processes listen on."""
-    return [address for process in processes for address in (process.addr, process.metrics) if address is not None]
+    listened = (address for process in processes for address in (process.addr, process.metrics, process.redis))
+    return [address for address in listened if address is not None]
 
 
 def _check_shape(data_dir: Path, state: LocalState, **given: int | None) -> None:
@@ -259,12 +276,14 @@ def daemon_arguments(data_dir: Path, state: LocalState, process: LocalProcess) -
         arguments += ["--gid", str(process.gid)]
     if process.metrics is not None:
         arguments += ["--metrics-listen", process.metrics]
+    if process.redis is not None:
+        arguments += ["--redis-listen", process.redis]
     return arguments
 
 
 def _start(data_dir: Path, state: LocalState, process: LocalProcess) -> subprocess.Popen[bytes]:
     """Start one daemon, detached from this terminal, its output appended to its log."""
-    own = ("RAFTKV_ADVERTISE", "RAFTKV_METRICS_LISTEN")  # can't be the same for several
+    own = ("RAFTKV_ADVERTISE", "RAFTKV_METRICS_LISTEN", "RAFTKV_REDIS_LISTEN")  # can't be the same for several
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -377,7 +396,7 @@ async def _process_states(data_dir: Path, state: LocalState, timeout_s: float) -
             "gid": process.gid,
             "id": process.id,
             "addr": process.addr,
-            "redis": None,
+            "redis": process.redis,
             "metrics": process.metrics,
             "pid": running.get(process.addr),  # a dead one's may be a stranger's by now
             "state": _state_name(answers.get(process.addr)),

@@ -29,6 +29,7 @@ CLAIM_PORT = 19
 """Bound by `up` while it starts processes: two that want the same ports don't both find them free."""
 GROUP_PORTS_FROM = 20
 GROUP_PORTS = 60
+REDIS_PORTS_FROM = 80
 METRICS_PORTS_FROM = 140
 METRICS_PORTS = 60
 BASE_PORT_FIRST = 20_000
@@ -46,6 +47,7 @@ class LocalProcess:
     addr: str
     pid: int | None = None
     metrics: str | None = None  # as in what earlier releases wrote
+    redis: str | None = None  # likewise
 
     @property
     def name(self) -> str:
@@ -80,6 +82,11 @@ class LocalState:
         return any(process.metrics is not None for process in self.processes)
 
     @property
+    def has_redis(self) -> bool:
+        """Whether the groups' replicas listen to Redis clients."""
+        return any(process.redis is not None for process in self.processes)
+
+    @property
     def coordinator_addresses(self) -> tuple[str, ...]:
         """Addresses of the coordinators."""
         return tuple(process.addr for process in self.processes if process.role == "coordinator")
@@ -108,6 +115,14 @@ def add_metrics(state: LocalState) -> None:
     assert len(state.processes) <= METRICS_PORTS
     for number, process in enumerate(state.processes):
         process.metrics = f"{HOST}:{state.base_port + METRICS_PORTS_FROM + number}"
+
+
+def add_redis(state: LocalState) -> None:
+    """Give every replica of a group a port for Redis clients."""
+    replicas = [process for process in state.processes if process.role == "shardkv"]
+    assert len(replicas) <= GROUP_PORTS
+    for number, process in enumerate(replicas):
+        process.redis = f"{HOST}:{state.base_port + REDIS_PORTS_FROM + number}"
 
 
 def base_ports(data_dir: Path) -> Iterator[int]:

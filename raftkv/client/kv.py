@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from raftkv.client.cluster import TIMEOUT_S_DEFAULT, Cluster, bad_reply
 from raftkv.client.retry import Call
-from raftkv.client.scan import Page, Pair, merged
+from raftkv.client.scan import PAGE_BYTES_MAX, Page, Pair, merged
 from raftkv.machines.slots import shard_of
 from raftkv.protocol.errors import BadRequest, RaftKVError, TooLarge
 from raftkv.protocol.limits import KEY_BYTES_MAX, VALUE_BYTES_MAX
@@ -136,6 +136,20 @@ class RaftKV:
 
         async for key, value, version in merged(page, wanted, limit, after):
             yield key, Value(value, version)
+
+    async def scan_shard(
+        self, shard: int, prefix: bytes = b"", *, after: bytes | None = None, limit: int
+    ) -> tuple[list[tuple[bytes, Value]], bool]:
+        """One page of a scan of one shard, and whether there is more: for those who keep the place themselves."""
+        check_key(prefix)
+        call = self._cluster.call("scan", prefix or None)
+        args = [prefix, after, limit, PAGE_BYTES_MAX]
+        page: Page = await self._read(call, shard, ReadOp.SCAN, args, lambda body: _page(body, prefix, after))
+        return [(key, Value(value, version)) for key, value, version in page.pairs], page.more
+
+    async def shard_count(self) -> int:
+        """The cluster's number of shards, which never changes."""
+        return (await self._cluster.router.shard_map(self._cluster.call("the shard map"))).shards
 
     def transaction(self) -> Transaction:
         """`async with kv.transaction() as txn:` — see `raftkv.client.transactions`."""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raftkv import __version__
 from raftkv.daemons.controller import ControllerRole
@@ -38,6 +38,9 @@ from raftkv.storage.engine import EngineFactory
 from raftkv.storage.errors import StorageError
 from raftkv.storage.identity import Identity
 from raftkv.storage.store import Store
+
+if TYPE_CHECKING:
+    from raftkv.daemons.redis.listener import RedisListener
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +82,15 @@ class Daemon:
         self._store: Store | None = None
         self._role: Role
         self._server: Server | None = None
+        self._redis: RedisListener | None = None
         self._stopping = False
         self.replica: Replica | None = None
 
     # ---- start
 
     async def start(self) -> None:
-        """Listen and take part. Raise StorageError or OSError if the data or the address can't be used."""
+        """Listen and take part. Raise StorageError or OSError if the data or the address can't be used; the address for
+        Redis clients is then the error's `filename`."""
         options = self.options
         store = Store.open(
             self._disk,
@@ -116,7 +121,11 @@ class Daemon:
         try:
             ssl = options.tls.server if options.tls is not None else None
             self._server = await Server.listen(host, port, self._service.accept, ssl=ssl, label=options.name)
+            if options.redis_listen is not None:
+                await self._listen_to_redis(store)
         except OSError:
+            if self._server is not None:
+                self._server.close()
             store.close()
             raise
         if not store.is_fresh:
@@ -126,6 +135,17 @@ class Daemon:
             self._tasks.start(self._learn_cluster(), "learn-cluster")
         if store.is_fresh:
             self._tasks.start(self._complain_until_formed(), "formation-notice")
+
+    async def _listen_to_redis(self, store: Store) -> None:
+        from raftkv.daemons.redis.listener import RedisListener
+
+        assert isinstance(self._role, ShardKvRole)
+        rng = random.Random(self._disk.entropy(16))
+        self._redis = RedisListener(self.options, self._role, store, self._tasks, rng, self._pid)
+        try:
+            await self._redis.listen()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), self.options.redis_listen) from None
 
     def _identity(self) -> Identity:
         assert self._store is not None
@@ -233,6 +253,8 @@ class Daemon:
         self._stopping = True
         if self._server is not None:
             self._server.stop_listening()
+        if self._redis is not None:
+            self._redis.stop_listening()
         replica = self.replica
         if replica is not None:
             await self._hand_over(replica)
@@ -248,6 +270,8 @@ class Daemon:
             self._role.stop()
             self._service.close()
             self._peers.close()
+            if self._redis is not None:
+                await self._redis.close()
             await self._tasks.cancel_all()
             if replica is not None:
                 replica.stop()
@@ -288,6 +312,7 @@ class Daemon:
             "gid": options.gid,
             "replica": options.replica,
             "address": options.address,
+            "redis": options.redis_address,
             "version": __version__,
             "pid": self._pid,
             "uptime_s": self._loop.time() - self._started_s,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raftkv.machines.slots import SLOTS
-from raftkv.protocol.addresses import parse_address
+from raftkv.protocol.addresses import format_address, parse_address
 from raftkv.protocol.errors import BadRequest
 from raftkv.storage.wal import SEGMENT_BYTES
 
@@ -32,6 +32,7 @@ class DaemonOptions:
     `peers` maps every replica id of the group, this one's included, to its HOST:PORT. `snapshot_bytes`
     and `snapshot_entries` bound the log kept since the last flush of the engine, so also what a
     restart replays. `cache_bytes` is the engine's block cache, `wal_segment_bytes` the size of one file of the log.
+    With `redis_listen` it talks to Redis clients too; `redis_mode` 'cluster' sends them to the leaders of their keys.
     `move_bytes_per_s` bounds what a group takes in of the shards that move to it. With `tls` every connection is TLS.
     """
 
@@ -43,6 +44,8 @@ class DaemonOptions:
     gid: int = 0
     advertise: str | None = None
     metrics_listen: str | None = None
+    redis_listen: str | None = None
+    redis_mode: str = "plain"
     controllers: tuple[str, ...] = ()
     shards: int = 10
     snapshot_entries: int = SNAPSHOT_ENTRIES_DEFAULT
@@ -77,6 +80,12 @@ class DaemonOptions:
             _check_address(self.metrics_listen, "--metrics-listen")
             if self.metrics_listen == self.listen:
                 raise BadOptions("--metrics-listen is the same address as --listen; choose another port")
+        if self.redis_listen is not None:
+            _check_address(self.redis_listen, "--redis-listen")
+            if self.redis_listen in (self.listen, self.metrics_listen):
+                raise BadOptions("--redis-listen is the same address as another listener's; choose another port")
+        if self.redis_mode not in ("plain", "cluster"):
+            raise BadOptions(f"--redis-mode must be plain or cluster, not {self.redis_mode!r}")
         if self.role != "controller":
             if self.gid <= 0:
                 raise BadOptions(f"--gid must be at least 1, not {self.gid}")
@@ -95,6 +104,14 @@ class DaemonOptions:
     def address(self) -> str:
         """Where clients are sent to reach this replica."""
         return self.advertise or self.peers[self.replica]
+
+    @property
+    def redis_address(self) -> str | None:
+        """Where Redis clients are sent to reach this replica: as it listens, or at the host that others know it by."""
+        if self.redis_listen is None:
+            return None
+        host, port = parse_address(self.redis_listen)
+        return format_address(parse_address(self.address)[0] if host in ("0.0.0.0", "::") else host, port)
 
     @property
     def client_ssl(self) -> ssl.SSLContext | None:

@@ -104,7 +104,9 @@ async def _main(options: DaemonOptions, on_ready: Callable[[str], None]) -> int:
     except StorageError as error:
         return _complain(f"{options.name}: {error}")
     except OSError as error:
-        return _cant_listen(options.name, options.listen, error)
+        is_redis = error.filename is not None and error.filename == options.redis_listen
+        where = f"{options.redis_listen} for Redis clients" if is_redis else options.listen
+        return _cant_listen(options.name, where, error)
     gc.collect()
     gc.freeze()
     on_ready(f"raftkv {options.name} is ready on {options.listen}")

@@ -125,6 +125,32 @@ class ShardKvRole:
         """Requests that wait for a lock to go."""
         return len(self._waits)
 
+    # ---- what the Redis gateway needs
+
+    @property
+    def replica(self) -> Replica | None:
+        """None while the group isn't formed."""
+        return self._replica
+
+    @property
+    def map_time_ms(self) -> int:
+        """The latest that this replica knows of: what stamps a write that begins here."""
+        return max(self._follower.map_time_ms, self.machine.map_time_ms)
+
+    def is_waited_for(self, shard: int, key: bytes) -> bool:
+        """Whether writers wait for a lock on the key."""
+        return bool(self._waits) and self._waits.has_queue((shard, key))
+
+    def count_commit(self, result: Any) -> None:
+        """A transaction of this group alone was answered so."""
+        if type(result) is not list:
+            outcome = "failed"
+        elif result[0] == OK:
+            outcome = "committed"
+        else:
+            outcome = "aborted" if result[0] in (CONFLICT, ABORTED) else "failed"
+        self.commits[outcome] += 1
+
     # ---- events of the replica
 
     def role_changed(self, role: str, term: int, leader: int | None) -> None:
@@ -243,13 +269,7 @@ class ShardKvRole:
         self._waits.wait((*holder, "commit"), deadline_s, partial(self.machine.is_prepared, *holder), again, submit)
 
     def _committed(self, session: Session, request_id: int, result: Any) -> None:
-        if type(result) is not list:
-            outcome = "failed"
-        elif result[0] == OK:
-            outcome = "committed"
-        else:
-            outcome = "aborted" if result[0] in (CONFLICT, ABORTED) else "failed"
-        self.commits[outcome] += 1
+        self.count_commit(result)
         session.deliver(request_id, result)
 
     def _check_served(self, command: Command) -> None:

@@ -41,15 +41,42 @@ def test_ports_for_metrics_are_in_the_cluster_s_block() -> None:
     assert not {process.addr for process in state.processes} & set(addresses)
 
 
+def test_ports_for_redis_are_in_the_cluster_s_block() -> None:
+    state = new_state(20, 3, 10, 20_000, local_state.COORDINATORS_MAX)
+    had_redis = state.has_redis
+    local_state.add_redis(state)
+    assert (had_redis, state.has_redis) == (False, True)
+    listeners = [process.redis for process in state.processes if process.redis is not None]
+    assert (listeners[0], listeners[-1], len(set(listeners))) == ("127.0.0.1:20080", "127.0.0.1:20139", 60)
+    assert all((process.redis is not None) is (process.role == "shardkv") for process in state.processes)
+    assert not {process.addr for process in state.processes} & set(listeners)
+
+
+def test_redis_is_turned_on_while_nothing_runs(tmp_path: Path) -> None:
+    state = new_state(1, 1, 7, 20_000)
+    ours = sleeper("--data-dir", str(tmp_path / "controller-0"))
+    try:
+        state.processes[0].pid = ours.pid
+        with pytest.raises(UsageError, match="runs without --redis; stop it first: `raftkv local down --data-dir"):
+            local_cluster._turn_redis_on(tmp_path, state)
+    finally:
+        ours.kill()
+        ours.wait()
+    assert "--redis-listen" not in local_cluster.daemon_arguments(tmp_path, state, state.processes[3])
+    local_cluster._turn_redis_on(tmp_path, state)
+    arguments = local_cluster.daemon_arguments(tmp_path, state, state.processes[3])
+    assert arguments[arguments.index("--redis-listen") + 1] == "127.0.0.1:20080"
+
+
 def test_a_directory_from_before_metrics_is_read(tmp_path: Path) -> None:
     save(tmp_path, new_state(1, 1, 7, 20_000))
     text = (tmp_path / "cluster.json").read_text()
     before = json.loads(text)
     for process in before["processes"]:
-        del process["metrics"]
+        del process["metrics"], process["redis"]
     (tmp_path / "cluster.json").write_text(json.dumps(before))
     state = load(tmp_path)
-    assert state is not None and not state.has_metrics
+    assert state is not None and not state.has_metrics and not state.has_redis
     assert [process["metrics"] for process in local_cluster.status(tmp_path)["processes"]] == [None] * 7
     assert "--metrics-listen" not in local_cluster.daemon_arguments(tmp_path, state, state.processes[0])
 

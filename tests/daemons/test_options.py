@@ -24,6 +24,10 @@ def test_good_options() -> None:
     assert options.address == "127.0.0.1:7000"
     assert options.name == "replica 0 of group 1"
     assert DaemonOptions(**{**GOOD, "advertise": "host:1"}).address == "host:1"
+    assert options.redis_address is None
+    assert DaemonOptions(**{**GOOD, "redis_listen": "127.0.0.9:6379"}).redis_address == "127.0.0.9:6379"
+    anywhere = {**GOOD, "redis_listen": "0.0.0.0:6379", "advertise": "host:1"}
+    assert DaemonOptions(**anywhere).redis_address == "host:6379"
     assert DaemonOptions(**{**GOOD, "role": "controller", "gid": 0}).name == "controller 0"
     assert DaemonOptions(**{**GOOD, "role": "coordinator"}).name == "coordinator 0"
 
@@ -43,6 +47,10 @@ def test_good_options() -> None:
         ({"advertise": "x"}, "--advertise"),
         ({"metrics_listen": "x"}, "--metrics-listen"),
         ({"metrics_listen": "127.0.0.1:7000"}, "--metrics-listen is the same address as --listen"),
+        ({"redis_listen": "x"}, "--redis-listen"),
+        ({"redis_listen": "127.0.0.1:7000"}, "--redis-listen is the same address"),
+        ({"redis_listen": "127.0.0.1:1", "metrics_listen": "127.0.0.1:1"}, "--redis-listen is the same address"),
+        ({"redis_mode": "sentinel"}, "--redis-mode"),
         ({"shards": 0}, "--shards"),
         ({"shards": 16_385}, "--shards"),
         ({"snapshot_bytes": 0}, "--snapshot-bytes"),

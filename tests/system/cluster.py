@@ -54,6 +54,7 @@ class Process:
         self.address = address
         self.data_dir = folder / name
         self.log_path = folder / f"{name}.log"
+        self.redis_port = 0
         self.popen: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
@@ -130,11 +131,14 @@ class Cluster:
         shards: int = 10,
         options: Sequence[str] = (),
         ssl: SSLContext | None = None,
+        redis: str = "",
     ) -> None:
-        """`options` are for all daemons; `ssl` is what this object dials them with."""
+        """`options` are for all daemons; `ssl` is what this object dials them with; `redis` is the mode of the groups'
+        Redis listeners, if they are to have any."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.ssl = ssl
+        self.redis = redis
         self.controllers: list[Process] = []
         self.groups: dict[int, list[Process]] = {}
         peers = [f"127.0.0.1:{free_port()}" for _ in range(controllers)]
@@ -164,7 +168,11 @@ class Cluster:
                 "shardkv", "--gid", str(gid), "--id", str(number), "--listen", address, "--peers", _peers(peers),
                 "--controllers", ",".join(self.controller_addresses), *options,
             ]  # fmt: skip
-            processes.append(Process(f"group{gid}-{number}", arguments, address, self.folder))
+            process = Process(f"group{gid}-{number}", arguments, address, self.folder)
+            if self.redis:
+                process.redis_port = free_port()
+                process.arguments += ["--redis-listen", f"127.0.0.1:{process.redis_port}", "--redis-mode", self.redis]
+            processes.append(process)
         self.groups[gid] = processes
         return processes
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import redis
 
 from raftkv.protocol.tls import client_context
 from tests.cli.clusters import Ran, run
@@ -39,7 +40,9 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     folder = tmp_path_factory.mktemp("secured")
     authority = Authority(folder / "ca")
     node, client = authority.issue("node", "IP:127.0.0.1"), authority.issue("client", "DNS:nobody")
-    cluster = Cluster(folder, controllers=1, coordinators=1, options=node.options, ssl=client_context(*client))
+    cluster = Cluster(
+        folder, controllers=1, coordinators=1, options=node.options, ssl=client_context(*client), redis="cluster"
+    )
     with running(cluster):
         for process in cluster.add_group(2, 1, node.options):
             process.start()
@@ -59,6 +62,34 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
     finally:
         process.kill()
+
+
+def test_redis_clients_need_certificates_too(secured: Secured) -> None:
+    """Those of Redis Cluster: nodes find each other over TLS, and so does the client."""
+    node = secured.cluster.follower(1)
+    files: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "ssl": True,
+        "ssl_certfile": secured.client.cert,
+        "ssl_keyfile": secured.client.key,
+        "ssl_ca_certs": secured.client.ca,
+        "ssl_check_hostname": True,
+    }
+    deadline_s = time.monotonic() + 30
+    with redis.Redis(port=node.redis_port, **files) as kv:
+        while kv.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+    clustered: Any = redis.RedisCluster(port=node.redis_port, **files)
+    with clustered as kv:
+        assert kv.set("secret", b"x" * 1_000_000)
+        assert kv.get("secret") == b"x" * 1_000_000
+        assert kv.delete("secret") == 1
+    with redis.Redis(port=node.redis_port) as plain_text, pytest.raises(redis.RedisError):
+        plain_text.ping()
+    without = {**files, "ssl_certfile": None, "ssl_keyfile": None}
+    with redis.Redis(port=node.redis_port, **without) as stranger, pytest.raises((redis.RedisError, OSError)):
+        stranger.ping()
 
 
 def test_values_transactions_and_moving_shards(secured: Secured) -> None:
