@@ -83,6 +83,7 @@ OPTIONS = (
         program_only=True,
     ),
     *(Option((name,), text, str, "FILE", program_only=True) for name, text in TLS_OPTIONS.items()),
+    Option(("--version",), "show the version", program_only=True, variable=False),
     Option(("-h", "--help"), "show help on the program or the command", program_only=True, variable=False),
 )
 
@@ -180,6 +181,12 @@ def _run(program: str, arguments: Sequence[str], environment: Mapping[str, str])
         sys.stdout.buffer.write(help_text(table, parsed.command).encode() + b"\n")
         sys.stdout.buffer.flush()
         return ExitCode.DONE
+    if parsed.options.get("version"):
+        from raftkv import __version__
+
+        sys.stdout.buffer.write(f"{program}, version {__version__}\n".encode())
+        sys.stdout.buffer.flush()
+        return ExitCode.DONE
     for key, value in config_file.load(environment).client.items():
         parsed.options.setdefault(key, value)
     settings = Settings(
@@ -196,7 +203,12 @@ def _run(program: str, arguments: Sequence[str], environment: Mapping[str, str])
         if not ask_once(call):
             note(f"{program}: {call}: not confirmed; nothing was changed")
             return ExitCode.REFUSED
-        call = with_values(call, on_a_line=False)
+        interrupts.raise_once()
+        try:
+            call = with_values(call, on_a_line=False)
+        except KeyboardInterrupt:
+            note(f"{program}: {call}: interrupted; nothing was changed")
+            return ExitCode.INTERRUPTED
         one = run_one(session, Printer(settings.output, out), call)
         return interrupts.run(one, session.interrupt)
     if sys.stdin is not None and sys.stdin.isatty():

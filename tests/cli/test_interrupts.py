@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +108,18 @@ def test_a_program_that_was_told_to_ignore_it_ignores_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, b"alive\n")
+
+
+def test_an_interrupt_while_a_value_is_read() -> None:
+    """More goes in than the pipe holds: so it is being read."""
+    command = [str(BIN / "raftkv-kv"), "put", "k", "-"]
+    environment = clean_environment(RAFTKV_CONTROLLERS=NOBODY)
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(bytes(256 * 1024))
+        process.stdin.flush()
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0] != "S":  # it waits for more
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read() == b"raftkv-kv: Put k: interrupted; nothing was changed\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from raftkv import __version__
 from raftkv.cli.programs import command_table
 from tests.cli.clusters import cpu_s, start_python
 
@@ -153,3 +154,15 @@ def test_a_one_shot_command_is_quick_to_start() -> None:
     costs = [(cpu_s(command), cpu_s(start_python)) for _ in range(5)]
     command_s, python_s = (min(column) for column in zip(*costs, strict=True))
     assert command_s <= 4 * python_s, costs
+
+
+@pytest.mark.parametrize("program", ["raftkv", "raftkv-kv", "raftkv-ctl"])
+def test_the_version(program: str) -> None:
+    done = run(program, "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{program}, version {__version__}\n".encode(), b"")
+
+
+def test_a_value_on_standard_input_that_is_closed() -> None:
+    command = f"{BIN / 'raftkv-kv'} --controllers {NOBODY} put k - <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60, check=False)
+    assert one_error_line(done, 2) == "raftkv-kv: Put: the value - is standard input, which is closed"
