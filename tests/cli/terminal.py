@@ -93,9 +93,14 @@ class Terminal:
 
     def enter(self, line: str) -> None:
         """Type a line and wait for the next prompt."""
-        self.send(line + "\r")
-        time.sleep(0.2)  # until the typed line is on the screen, and the old prompt is no longer the last
+        self.type(line)
+        self.send("\r")
         self.wait_for_prompt()
+
+    def type(self, line: str) -> None:
+        """Until the typed line is on the screen, and the prompt before it is not the last line any more."""
+        self.send(line)
+        self.wait_until(lambda lines: lines[-1:] != [self.prompt])
 
     def answer(self, line: str) -> list[str]:
         """What was printed between a typed line and the prompt after it."""

@@ -123,8 +123,8 @@ def test_the_shell(store: Store, tmp_path: Path) -> None:
 
     def ask(line: str, then: str) -> list[str]:
         before = shell.prompt
-        shell.send(line + "\r")
-        time.sleep(0.2)
+        shell.type(line)
+        shell.send("\r")
         shell.prompt = then
         shell.wait_for_prompt()
         lines = shell.lines()
