@@ -70,12 +70,12 @@ class Screen:
         """Whether the program has left the cursor hidden."""
         return bool(self._screen.cursor.hidden)
 
-    def wait_for(self, seen: Callable[[list[str]], object], timeout_s: float = 30) -> list[str]:
+    def wait_for(self, seen: Callable[[list[str]], object], timeout_s: float = 60) -> list[str]:
         """The screen as soon as `seen` says so."""
         deadline = time.monotonic() + timeout_s
         while not seen(self.lines):
             assert self.read(), f"it has ended:\n{self.text}"
-            assert time.monotonic() < deadline, self.text
+            assert time.monotonic() < deadline, f"{self.text}the last of {len(self.written)}: {self.written[-3000:]!r}"
         return self.lines
 
     def resize(self, columns: int, lines: int) -> None:
