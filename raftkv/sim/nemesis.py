@@ -762,6 +762,10 @@ def wiped_disk(nemesis: Nemesis) -> Undo | None:
     return undo
 
 
+JUDGED_S = 2.0
+"""So long after a replica has come back its leader has told it whether it may stay."""
+
+
 @fault
 def old_disk(nemesis: Nemesis) -> Undo | None:
     """A follower comes back with what its disk held some time ago; later with its own again.
@@ -781,8 +785,12 @@ def old_disk(nemesis: Nemesis) -> Undo | None:
     old = process.media.copy()
     before: list[Directory] = []
     unflushed: list[dict[str, list[Write]]] = []
+    scheduler = nemesis.cluster.world.scheduler
+    judged_at_s = 0.0
 
     def bring_back() -> None:
+        nonlocal judged_at_s
+        judged_at_s = scheduler.now + JUDGED_S
         nemesis.say(f"{process.host} starts with its old disk")
         process.lose_power()
         before.append(process.media.replace(old))
@@ -794,6 +802,9 @@ def old_disk(nemesis: Nemesis) -> Undo | None:
     nemesis.later(draw(nemesis.rng, (0.1, 3.0)), bring_back)
 
     def undo() -> None:
+        if before and process.exit_text is None and scheduler.now < judged_at_s:
+            scheduler.after(judged_at_s - scheduler.now, undo)
+            return
         if not before or process.exit_text is None:
             # Nothing that counts had come since the copy was made: it serves as well as the original.
             nemesis.excused(process)

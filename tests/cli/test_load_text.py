@@ -80,7 +80,7 @@ def test_kill_9_of_one_replica_everywhere_during_the_load(cluster: LocalCluster,
     for victim in victims:
         cluster.kill(victim, signal.SIGKILL)
     assert finish(loading).startswith("equal: ")
-    assert {row["pid"] for row in cluster.processes(state="down")} == {row["pid"] for row in victims}
+    assert {row["addr"] for row in cluster.processes(state="down")} == {row["addr"] for row in victims}
     assert cluster.ctl("status").code == 5
 
     # And now everything at once, the survivors with the dead.
