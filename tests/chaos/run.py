@@ -145,10 +145,12 @@ async def run(plan: Plan, say: Callable[[str], None] = print, folder: Path | Non
     except (Exception, ExceptionGroup) as error:
         report.problems += _texts(error)
     finally:
-        cluster.stop()
-        await network.close()
-        if scene.full_disk_victim is not None:
-            unmount_small_disk(scene.full_disk_victim)
+        try:
+            cluster.stop()
+            await network.close()
+        finally:  # also when a signal comes in between
+            if scene.full_disk_victim is not None:
+                unmount_small_disk(scene.full_disk_victim)
     transactions.close()
     recorder.history.header.update(seed=plan.seed, faults=[f"{e.start_ns} {e.kind}: {e.text}" for e in nemesis.events])
     recorder.history.write(folder / "history.jsonl")
