@@ -74,7 +74,9 @@ async def _top(controllers: tuple[str, ...], timeout_s: float, ssl: Any, view: V
     async with Controllers(controllers, timeout_s=timeout_s, ssl=ssl) as client:
         watch = Watch(client, controllers, timeout_s)
         first = await watch.poll()
-        console = Console()
+        # An exported size would hold for ever, whatever becomes of the window: ask the terminal.
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        console = Console(_environ=environment)
         if not console.is_terminal or console.is_dumb_terminal:
             await asyncio.sleep(view.interval_s)
             return _print_once(first, await watch.poll(), view), None

@@ -34,7 +34,8 @@ class Top(Screen):
     """`raftkv top` on a terminal, and what that terminal was like before."""
 
     def __init__(self, cluster: LocalCluster, *arguments: str, program: str = "raftkv") -> None:
-        super().__init__(program, *(arguments or ("top",)), RAFTKV_CONTROLLERS=cluster.controllers)
+        exported = {"COLUMNS": "80", "LINES": "24"}  # must not outlive the first resize
+        super().__init__(program, *(arguments or ("top",)), RAFTKV_CONTROLLERS=cluster.controllers, **exported)
         self.before = termios.tcgetattr(self.child.child_fd)
         self.wait_for(lambda lines: lines and "raftkv top" in lines[0])
 
