@@ -34,8 +34,9 @@ class Top(Screen):
     """`raftkv top` on a terminal, and what that terminal was like before."""
 
     def __init__(self, cluster: LocalCluster, *arguments: str, program: str = "raftkv") -> None:
-        exported = {"COLUMNS": "80", "LINES": "24"}  # must not outlive the first resize
-        super().__init__(program, *(arguments or ("top",)), RAFTKV_CONTROLLERS=cluster.controllers, **exported)
+        # A size that is exported, as by make, must not outlive the first resize.
+        words, at = arguments or ("top",), cluster.controllers
+        super().__init__(program, *words, RAFTKV_CONTROLLERS=at, COLUMNS="80", LINES="24")
         self.before = termios.tcgetattr(self.child.child_fd)
         self.wait_for(lambda lines: lines and "raftkv top" in lines[0])
 
